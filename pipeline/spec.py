@@ -1,0 +1,126 @@
+"""Stage specs: frozen dataclasses whose canonical JSON is the identity of what a stage writes.
+
+A stage's key is the SHA-256 of canonical JSON holding only declared facts: the stage name, its VERSION, every
+option that changes its output, the digest of its weights and the keys of the stages it reads. Paths, times and
+comments never enter, so a key changes exactly when the output could.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+REGIONS = ("head", "body", "upper_limb", "lower_limb")
+VIEWS = ("full", *REGIONS)
+STAGES = ("segment", "regions", "semantic", "motion")
+
+# The pool tries decord, then PyAV. Frames of two FFmpeg builds may differ by one grey level, so the family is
+# part of the key; the decoder that served a clip is recorded in its receipt.
+DECODER = "decord+pyav"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks, UTF-8; NaN and infinities are refused with ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (64 lower-case hex digits) of the canonical JSON of value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What every stage declares. `reads` maps the name of an upstream stage to its key."""
+
+    stage: ClassVar[str]
+    version: ClassVar[int]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides the output, as JSON values."""
+        return {"stage": self.stage, "version": self.version, **asdict(self)}
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the facts; folders use its first 16 digits."""
+        return digest(self.facts())
+
+
+@dataclass(frozen=True)
+class SegmentSpec(StageSpec):
+    """Part labels of every stride-th frame: uint8 [frames, *label_size] in the squashed frame of the model."""
+
+    stage: ClassVar[str] = "segment"
+    version: ClassVar[int] = 1
+    model: str
+    config: Mapping[str, Any]
+    weights: str  # SHA-256 of the weights file
+    label_size: tuple[int, int]  # (height, width) of the stored label maps
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    stride: int = 1
+    decoder: str = DECODER
+
+
+@dataclass(frozen=True)
+class RegionsSpec(StageSpec):
+    """Boxes of the four regions for every segmented frame."""
+
+    stage: ClassVar[str] = "regions"
+    version: ClassVar[int] = 1
+    reads: Mapping[str, str]
+    parts: Mapping[str, tuple[int, ...]]  # region -> class ids
+    box: str = "clip"  # "clip": union over the frames; "frame": one box per frame
+    padding: float = 0.10  # share of the box's own width and height added on every side
+    smoothing: int = 1  # frames of the moving average over per-frame boxes; 1 = off
+    min_area: float = 0.0005  # a region with a smaller share of the frame is absent in that frame
+    clothing: str = "keep"  # "keep", or "reassign": sleeves and trousers go to the limb under them
+    mask: bool = True  # crop, then keep only the region's own pixels
+
+
+@dataclass(frozen=True)
+class SemanticSpec(StageSpec):
+    """VideoMAE-V2 features of 16-frame windows, one per view."""
+
+    stage: ClassVar[str] = "semantic"
+    version: ClassVar[int] = 1
+    reads: Mapping[str, str]
+    model: str
+    config: Mapping[str, Any]
+    weights: str
+    window: int = 16
+    stride: int = 4
+    normalisation: str = "imagenet"
+    views: tuple[str, ...] = VIEWS
+    decoder: str = DECODER
+
+
+@dataclass(frozen=True)
+class MotionSpec(StageSpec):
+    """MANet segment features, logits and embedding of 8 sampled frames."""
+
+    stage: ClassVar[str] = "motion"
+    version: ClassVar[int] = 1
+    model: str
+    config: Mapping[str, Any]
+    weights: str
+    short_side: int = 256
+    crop: int = 224
+    decoder: str = DECODER
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """The four stages of one preset, keys linked."""
+
+    preset: str
+    segment: SegmentSpec
+    regions: RegionsSpec
+    semantic: SemanticSpec
+    motion: MotionSpec
+    batch: Mapping[str, int] = field(default_factory=dict)  # execution only: not part of any key
+
+    def stages(self) -> dict[str, StageSpec]:
+        """Stage name -> spec, upstream first."""
+        return {name: getattr(self, name) for name in STAGES}
