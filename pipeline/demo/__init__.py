@@ -1,0 +1,1 @@
+"""The demo world: seeded people who perform micro-actions, and the tiny encoders trained on them."""

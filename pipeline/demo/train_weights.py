@@ -1,0 +1,260 @@
+"""Train the demo encoders: tiny members of the real classes, on people and motions that no demo clip shows.
+
+    python -m pipeline.demo.train_weights            # about 30 minutes on 2 cores; writes manifests/demo/
+
+The three get the kind of training their large counterparts had: the segmenter sees part labels, VideoMAE-V2 learns
+to say how every joint moves in a 16-frame view (never the class, as a Kinetics model has never seen micro-actions),
+and MANet learns the classes with its embedding loss, as the published one does on MA-52.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from heads.labels import label_vectors
+from pipeline.demo.motions import ACTIONS, CHANNELS
+from pipeline.demo.world import ClipPlan, render_clip
+from pipeline.encoders import create_model
+from pipeline.encoders.preprocess import centre_crop, normalisation, resize_short_side_cv2, to_float
+from pipeline.regions import find_boxes, load_parts, region_map
+from pipeline.spec import REGIONS, RegionsSpec
+from pipeline.views import full_view, region_view
+
+SEED = 710  # the demo world uses 52: no person, background or motion is shared
+OUT = Path(__file__).resolve().parents[2] / "manifests" / "demo"
+VIEW_SIZE, MOTION_SIZE, WINDOW = 64, 96, 16
+
+SEGMENTER = {"embed_dim": 96, "depth": 4, "num_heads": 4, "image_size": [192, 160], "head_channels": 16}
+VIDEOMAE = {"img_size": 64, "patch_size": 16, "embed_dim": 96, "depth": 4, "num_heads": 4, "num_frames": 16}
+MANET = {"width": 16, "depths": [1, 1, 1, 1]}
+
+# Which pose channels a view can show; their change, spread and mean over a window are what VideoMAE-V2 predicts.
+SEEN: dict[str, tuple[str, ...]] = {
+    "full": CHANNELS,
+    "head": ("pitch", "yaw", "roll"),
+    "body": ("root_x", "lean", "shrug_l", "shrug_r"),
+    "upper_limb": ("hand_l_x", "hand_l_y", "hand_r_x", "hand_r_y", "shrug_l", "shrug_r"),
+    "lower_limb": ("knee_l", "knee_r", "shin_l", "shin_r", "lift_l", "lift_r"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training clip, already at the encoders' sizes."""
+
+    label: int
+    seg_frames: np.ndarray  # uint8 [6, H, W, 3]
+    seg_labels: np.ndarray  # uint8 [6, H, W]
+    views: np.ndarray  # uint8 [5, F, 64, 64, 3]
+    present: np.ndarray  # bool [5], the region is there in every frame
+    motion: np.ndarray  # uint8 [F, 96, 96, 3]
+    pose: np.ndarray  # float32 [F, 17]
+
+
+def through_video(frames: np.ndarray) -> np.ndarray:
+    """Give rendered frames the chroma subsampling of a decoded video; uint8 [F, H, W, 3]."""
+    import cv2
+
+    round_trip = [cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), cv2.COLOR_YUV2RGB_I420) for f in frames]
+    return np.stack(round_trip)
+
+
+def make_sample(index: int) -> Sample:
+    """Render clip `index` of the training world and cut it to the encoders' inputs."""
+    torch.set_num_threads(1)
+    names = list(ACTIONS)
+    plan = ClipPlan(f"train_{index}", "train", names[index % len(names)], index, index, SEED)
+    frames, labels, pose = render_clip(plan)
+    frames = through_video(frames)
+    rng = np.random.default_rng([SEED, 3, index])
+    picked = rng.choice(len(frames), 6, replace=False)
+    # Boxes as the pipeline finds them, but shifted by a few pixels, as a real segmenter's would be.
+    parts = load_parts()
+    regions = region_map(labels, parts.regions)
+    spec = RegionsSpec(reads={}, parts=parts.regions, padding=float(rng.uniform(0.06, 0.15)))
+    boxes = find_boxes(regions, spec)
+    tensor, maps = torch.from_numpy(frames), torch.from_numpy(regions)
+    crops = [region_view(tensor, maps, boxes, i, VIEW_SIZE) for i in range(len(REGIONS))]
+    views = torch.stack([full_view(tensor, VIEW_SIZE), *crops]).permute(0, 1, 3, 4, 2)
+    return Sample(
+        label=names.index(plan.label),
+        seg_frames=frames[picked],
+        seg_labels=labels[picked],
+        views=views.round().to(torch.uint8).numpy(),
+        present=np.concatenate([[True], boxes.present.all(0)]).astype(bool),
+        motion=centre_crop(resize_short_side_cv2(frames, MOTION_SIZE), MOTION_SIZE),
+        pose=np.stack([pose[name] for name in CHANNELS], 1).astype(np.float32),
+    )
+
+
+def log(text: str) -> None:
+    print(text, flush=True)
+
+
+def schedule(model: nn.Module, steps: int, lr: float) -> Iterator[torch.optim.Optimizer]:
+    """Yield an AdamW optimiser `steps` times under a warm-up and cosine schedule, stepping it after each yield."""
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        yield optimiser
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        rate.step()
+
+
+def recolour(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random channel order, gain and offset per item: uint8 [B, ..., 3] -> uint8, so that shape and motion count."""
+    shape = (len(images), *[1] * (images.ndim - 2), 3)
+    order = torch.stack([torch.randperm(3, generator=generator) for _ in images])
+    images = torch.gather(images, -1, order.view(shape).expand_as(images))
+    gain = 0.8 + 0.4 * torch.rand(shape, generator=generator)
+    offset = 40 * torch.rand(shape, generator=generator) - 20
+    shifted = (images.float() * gain + offset).clamp(0, 255)
+    return torch.where(images > 0, shifted, 0).to(torch.uint8)  # masked pixels stay black
+
+
+def train_segmenter(samples: list[Sample], steps: int, generator: torch.Generator) -> nn.Module:
+    """Cross entropy of the upsampled logits; batches of 16 frames."""
+    model = create_model("sapiens-seg", num_classes=28, **SEGMENTER).train()
+    frames = torch.from_numpy(np.concatenate([s.seg_frames for s in samples]))
+    labels = torch.from_numpy(np.concatenate([s.seg_labels for s in samples]))
+    mean, std = normalisation("mmseg")
+    for step, _ in enumerate(schedule(model, steps, 2e-3)):
+        pick = torch.randint(len(frames), (16,), generator=generator)
+        target = labels[pick].long()
+        logits = model(to_float(recolour(frames[pick], generator), mean, std))["logits"]
+        loss = F.cross_entropy(F.interpolate(logits, target.shape[1:], mode="bilinear"), target)
+        loss.backward()
+        if step % 100 == 0 or step == steps - 1:
+            right = F.interpolate(logits, target.shape[1:], mode="bilinear").argmax(1) == target
+            log(f"segmenter {step}/{steps} loss {loss.item():.4f} pixels right {right.float().mean():.4f}")
+    return model
+
+
+def kinematics(samples: list[Sample]) -> list[np.ndarray]:
+    """For every sample float32 [F - 15, 51]: change, spread and mean of each channel over each window."""
+    targets = []
+    for sample in samples:
+        windows = np.lib.stride_tricks.sliding_window_view(sample.pose, WINDOW, axis=0)  # [F - 15, 17, 16]
+        change = windows[..., -4:].mean(-1) - windows[..., :4].mean(-1)
+        targets.append(np.concatenate([change, windows.std(-1), windows.mean(-1)], 1).astype(np.float32))
+    everything = np.concatenate(targets)
+    centre, scale = everything.mean(0), everything.std(0) + 1e-6
+    return [(target - centre) / scale for target in targets]
+
+
+def train_videomae(samples: list[Sample], steps: int, generator: torch.Generator) -> nn.Module:
+    """Robust regression of the kinematics that the view shows; batches of 32 views of 16 frames."""
+    model = create_model("videomaev2", num_classes=3 * len(CHANNELS), **VIDEOMAE).train()
+    targets = kinematics(samples)
+    views = list(SEEN)
+    seen = torch.tensor([[name in SEEN[view] for name in CHANNELS] for view in views]).repeat(1, 3)
+    mean, std = normalisation("imagenet")
+    rng = np.random.default_rng([SEED, 4])
+    running = 0.0
+    for step, _ in enumerate(schedule(model, steps, 1e-3)):
+        clips, kinds, wanted = [], [], []
+        while len(clips) < 32:
+            sample_id = int(rng.integers(len(samples)))
+            view = int(rng.integers(len(views)))
+            if not samples[sample_id].present[view]:
+                continue
+            start = int(rng.integers(len(targets[sample_id])))
+            clips.append(samples[sample_id].views[view, start : start + WINDOW])
+            kinds.append(view)
+            wanted.append(targets[sample_id][start])
+        images = recolour(torch.from_numpy(np.stack(clips)), generator)
+        x = to_float(images, mean, std).transpose(1, 2)
+        answer = model(x)["logits"]
+        error = F.smooth_l1_loss(answer, torch.from_numpy(np.stack(wanted)), reduction="none")
+        shown = seen[kinds]
+        loss = (error * shown).sum() / shown.sum()
+        loss.backward()
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        if step % 200 == 0 or step == steps - 1:
+            log(f"videomaev2 {step}/{steps} loss {running:.4f}")
+    return model
+
+
+def train_manet(samples: list[Sample], steps: int, generator: torch.Generator) -> nn.Module:
+    """CE + 50 x mean squared embedding error, as MANet; batches of 16 clips of 8 randomly placed frames."""
+    model = create_model("manet", num_classes=len(ACTIONS), **MANET).train()
+    vectors = torch.from_numpy(label_vectors(list(ACTIONS)).vectors)
+    mean, std = normalisation("imagenet")
+    rng = np.random.default_rng([SEED, 5])
+    running = 0.0
+    for step, _ in enumerate(schedule(model, steps, 2e-3)):
+        clips, labels = [], []
+        for sample_id in rng.integers(0, len(samples), 16):
+            sample = samples[sample_id]
+            part = len(sample.motion) / 8
+            picked = sample.motion[((np.arange(8) + rng.random(8)) * part).astype(int)]
+            clips.append(picked[:, :, ::-1] if rng.random() < 0.5 else picked)
+            labels.append(sample.label)
+        images = recolour(torch.from_numpy(np.stack(clips)), generator)
+        out = model(to_float(images, mean, std))
+        target = torch.tensor(labels)
+        loss = F.cross_entropy(out["logits"], target) + 50 * F.mse_loss(out["embedding"], vectors[target])
+        loss.backward()
+        right = (out["logits"].argmax(1) == target).float().mean().item()
+        running = right if step == 0 else 0.98 * running + 0.02 * right
+        if step % 100 == 0 or step == steps - 1:
+            log(f"manet {step}/{steps} loss {loss.item():.3f} right {running:.3f}")
+    return model
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """float16 safetensors: half the size; every loader casts up to float32."""
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.eval().state_dict().items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), metadata={"format": "pt"})
+
+
+def main() -> None:
+    """Render, train the three encoders, write weights and their card."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--clips", type=int, default=1800)
+    parser.add_argument("--only", choices=["segmenter", "videomaev2", "manet"], nargs="*")
+    parser.add_argument("--steps", type=int, nargs=3, default=[1600, 3600, 1000])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    started = time.time()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        samples = list(pool.map(make_sample, range(options.clips), chunksize=20))
+    log(f"rendered {len(samples)} clips in {time.time() - started:.0f} s")
+    record = {"seed": SEED, "clips": options.clips, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+              "torch": torch.__version__, "render_seconds": round(time.time() - started)}  # fmt: skip
+    trainers = {"segmenter": train_segmenter, "videomaev2": train_videomae, "manet": train_manet}
+    for (name, train), steps in zip(trainers.items(), options.steps, strict=True):
+        if options.only and name not in options.only:
+            continue
+        begin = time.time()
+        model = train(samples, steps, torch.Generator().manual_seed(SEED))
+        save(model, options.out / f"{name}.safetensors")
+        record[name] = {"steps": steps, "seconds": round(time.time() - begin),
+                        "parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
+        log(f"{name}: {time.time() - begin:.0f} s")
+    (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    log(f"total {time.time() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
