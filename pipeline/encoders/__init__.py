@@ -1,0 +1,72 @@
+"""Frozen encoders: plain torch modules whose state-dict keys are those of the original releases.
+
+``create_model`` is the only door: a family (every size is an option) or a named size of a family. Torch is
+imported when a model is built, so that the command line can name the choices without it.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2"),
+    "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg"),
+    "manet": ("pipeline.encoders.manet", "MANet"),
+}
+
+# Name -> (family, options that make the size). Sizes of the original releases; see each family's module.
+SIZES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "videomaev2-small": ("videomaev2", {"embed_dim": 384, "depth": 12, "num_heads": 6}),
+    "videomaev2-base": ("videomaev2", {"embed_dim": 768, "depth": 12, "num_heads": 12}),
+    "videomaev2-large": ("videomaev2", {"embed_dim": 1024, "depth": 24, "num_heads": 16}),
+    "videomaev2-huge": ("videomaev2", {"embed_dim": 1280, "depth": 32, "num_heads": 16}),
+    "videomaev2-giant": (
+        "videomaev2",
+        {"embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 48 / 11, "patch_size": 14},
+    ),
+    "sapiens-seg-0.3b": ("sapiens-seg", {"embed_dim": 1024, "depth": 24, "num_heads": 16}),
+    "sapiens-seg-0.6b": ("sapiens-seg", {"embed_dim": 1280, "depth": 32, "num_heads": 16}),
+    "sapiens-seg-1b": ("sapiens-seg", {"embed_dim": 1536, "depth": 40, "num_heads": 24}),
+    "sapiens-seg-2b": ("sapiens-seg", {"embed_dim": 1920, "depth": 48, "num_heads": 32}),
+}
+
+MODELS = (*FAMILIES, *SIZES)
+
+
+def family_of(name: str) -> str:
+    """The family of a model name; UserError listing the names when there is none such."""
+    if name in FAMILIES:
+        return name
+    if name in SIZES:
+        return SIZES[name][0]
+    raise UserError(f"unknown model {name!r}: use one of {', '.join(sorted(MODELS))}")
+
+
+def create_model(name: str, **config: Any) -> "nn.Module":
+    """Build a model with freshly initialised parameters; ``forward`` returns a dict of named outputs.
+
+    Args:
+        name: a family or a named size (``MODELS``).
+        **config: options of the family's constructor; they override those of the named size.
+
+    Works under ``torch.device("meta")`` too, for counting parameters without their memory.
+
+    Raises:
+        UserError: unknown name, unknown option, or options that do not fit together.
+    """
+    family = family_of(name)
+    module, attribute = FAMILIES[family]
+    model_class = getattr(importlib.import_module(module), attribute)
+    options = [p for p in inspect.signature(model_class.__init__).parameters if p != "self"]
+    for option in config:
+        if option not in options:
+            raise UserError(f"model {name!r} has no option {option!r}: use one of {', '.join(options)}")
+    preset = SIZES[name][1] if name in SIZES else {}
+    model: nn.Module = model_class(**{**preset, **config})
+    return model
