@@ -243,7 +243,9 @@ def _head(paint: Painter, person: Person, p: dict[str, float], body: Place, unit
     paint.ellipse(mouth + up * 0.003 * unit, (0.022 * unit, 0.006 * unit), roll, (150, 50, 55), UPPER_LIP)
 
 
-def _arms(paint: Painter, person: Person, scene: Scene, p: dict[str, float], body: Place, unit: float) -> None:
+def _arms(
+    paint: Painter, person: Person, scene: Scene, p: dict[str, float], body: Place, unit: float
+) -> None:
     g = person.girth * unit
     rest = (0.0, 0.27) if scene.seated else (0.03, 0.31)  # on the thigh, or beside the hip
     for side, sign in (("r", -1), ("l", 1)):

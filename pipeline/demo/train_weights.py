@@ -68,7 +68,9 @@ def through_video(frames: np.ndarray) -> np.ndarray:
     """Give rendered frames the chroma subsampling of a decoded video; uint8 [F, H, W, 3]."""
     import cv2
 
-    round_trip = [cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), cv2.COLOR_YUV2RGB_I420) for f in frames]
+    round_trip = [
+        cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2YUV_I420), cv2.COLOR_YUV2RGB_I420) for f in frames
+    ]
     return np.stack(round_trip)
 
 

@@ -1,0 +1,331 @@
+"""The command line: parse, call, print. Every command imports what it needs when it runs, so --help is instant."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    import click
+
+    from pipeline.events import Listener
+    from pipeline.run.build import BuildResult
+
+
+class Group(TyperGroup):
+    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
+
+    def invoke(self, ctx: "click.Context") -> Any:
+        from pipeline.errors import ClipError, UserError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, ClipError) as error:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            typer.echo("stopped; finished shards are kept, run the same command to go on", err=True)
+            sys.exit(130)
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Cache frozen body-part video features once, then train micro-action heads in minutes.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import and check clip tables.")
+app.add_typer(dataset_app, name="dataset")
+
+Cache = Annotated[Path, typer.Option("--cache", help="Folder of the cache.", envvar="BMOE_CACHE")]
+Dataset = Annotated[str, typer.Option("--dataset", help="Name the dataset was imported under.")]
+Preset = Annotated[str, typer.Option("--preset", help="Encoders and options: manifests/presets, or a .yaml.")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Folder with weights files.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@dataset_app.command("import")
+def dataset_import(
+    name: Annotated[str, typer.Argument(help="demo, ma52, or a name of your own together with --as.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder of the videos; every path stays under it.")],
+    cache: Cache,
+    adapter: Annotated[
+        str | None, typer.Option("--as", help="folder, list or csv; default: the dataset's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a folder, a "path label" list or a CSV into the cache's clip table."""
+    from collections import Counter
+
+    from pipeline.datasets import import_dataset
+    from pipeline.manifest import manifest_path, write_manifest
+    from pipeline.store.layout import init_cache
+
+    manifest = import_dataset(name, root, adapter)
+    init_cache(cache)
+    path = manifest_path(cache, name)
+    write_manifest(manifest, path)
+    splits = dict(sorted(Counter(clip.split for clip in manifest.clips).items()))
+    labelled = sum(clip.label_ids is not None for clip in manifest.clips)
+    record = {"dataset": name, "clips": len(manifest.clips), "labelled": labelled, "splits": splits,
+              "classes": len(manifest.taxonomy.labels), "manifest": str(path)}  # fmt: skip
+    rows = ", ".join(f"{split} {count}" for split, count in splits.items())
+    _show(as_json, record, f"{name}: {len(manifest.clips)} clips ({rows}), {labelled} labelled -> {path}")
+
+
+@dataset_app.command("validate")
+def dataset_validate(
+    name: Annotated[str, typer.Argument(help="Name of an imported dataset.")],
+    cache: Cache,
+    deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Check an imported dataset; exit status 2 when it has errors."""
+    from pipeline.manifest import manifest_path, read_manifest
+    from pipeline.run.deep import decode_problems
+    from pipeline.validate import validate
+
+    manifest = read_manifest(manifest_path(cache, name))
+    extra = decode_problems(manifest, workers, _listener(as_json)) if deep else ()
+    report = validate(manifest, extra)
+    failed = report.errors > 0 or (strict and report.warnings > 0)
+    record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,
+              "counts": report.counts, "problems": report.lines()}  # fmt: skip
+    summary = f"{name}: {len(manifest.clips)} clips, {report.errors} errors, {report.warnings} warnings"
+    _show(as_json, record, "\n".join([*report.lines(), summary]))
+    raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def plan(
+    dataset: Dataset,
+    cache: Cache,
+    preset: Preset = "base",
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Say for every stage what is fresh, partial, stale or missing, and why."""
+    from pipeline.presets import load_recipe
+    from pipeline.run.build import plan_dataset, plan_record
+
+    planned, _, _ = plan_dataset(cache, dataset, load_recipe(preset, weights), listen=_listener(as_json))
+    lines = [_clips_line(dataset, plan_record(planned)["clips"])]
+    lines += [
+        f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  {stage.why}"
+        for stage in planned.stages
+    ]
+    _show(as_json, plan_record(planned), "\n".join(lines))
+
+
+@app.command()
+def build(
+    dataset: Dataset,
+    cache: Cache,
+    preset: Preset = "base",
+    weights: Weights = None,
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Compute everything the preset lacks for a dataset. Exit status 1 while any clip is pending."""
+    _build(dataset, cache, preset, weights, workers, as_json, None)
+
+
+@app.command()
+def segment(
+    dataset: Dataset,
+    cache: Cache,
+    preset: Preset = "base",
+    weights: Weights = None,
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Only the segment stage: part labels of every clip."""
+    _build(dataset, cache, preset, weights, workers, as_json, ("segment",))
+
+
+@app.command()
+def extract(
+    dataset: Dataset,
+    cache: Cache,
+    preset: Preset = "base",
+    weights: Weights = None,
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Regions, semantic and motion features, after `segment`."""
+    _build(dataset, cache, preset, weights, workers, as_json, ("regions", "semantic", "motion"))
+
+
+@app.command()
+def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
+    """Account for every clip: done, quarantined with its reason, or pending; what each stage holds."""
+    from pipeline.report import describe
+
+    record = describe(cache, dataset)
+    lines = [_clips_line(dataset, record["clips"])]
+    for name, stage in record["stages"].items():
+        rate = f"{stage['clips_per_s']} clips/s" if stage["clips_per_s"] else ""
+        size = f"{stage['bytes'] / 1e6:.1f} MB"
+        lines.append(
+            f"{name:<9} {stage['key'][:16]}  {stage['clips']:>7} clips {stage['shards']:>4} shards {size:>12}  {rate}"
+        )
+    lines += [
+        f"quarantined {q['clip_id']} ({q['stage']}): {q['code']}: {q['message']}"
+        for q in record["quarantine"]
+    ]
+    lines += [f"warning {w['clip_id']}: {w['text']}" for w in record["warnings"]]
+    _show(as_json, record, "\n".join(lines))
+
+
+@app.command()
+def train(
+    dataset: Dataset,
+    cache: Cache,
+    head: Annotated[str, typer.Option("--head", help="Head preset: manifests/heads.")] = "bmoe_b768",
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; default runs/...")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. m3e.depth=2.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a head from the cache alone: region experts first, then the whole head."""
+    from dataclasses import asdict
+
+    from heads.config import load_config
+    from heads.runs import epoch_line
+    from heads.train import train as train_head
+
+    config = load_config(head, overrides or [])
+    folder = run or Path("runs") / f"{dataset}-{head}-seed{seed}"
+
+    def say(record: Any) -> None:
+        if not as_json and (record["epoch"] % 10 == 0 or record["epoch"] == record["epochs"]):
+            typer.echo(epoch_line(record), err=True)
+
+    result = train_head(cache, dataset, config, folder, seed, device=device, on_epoch=say)
+    record = {**asdict(result), "run_dir": str(folder)}
+    _show(
+        as_json,
+        record,
+        f"top-1 {result.top1:.4f}, macro F1 {result.f1_macro:.4f} on val (epoch {result.best_epoch}), "
+        f"{result.seconds:.1f} s -> {folder}",
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    cache: Cache,
+    split: Annotated[str, typer.Option("--split")] = "val",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score a finished run again from its checkpoint and the cache."""
+    from heads.evaluate import evaluate as evaluate_run
+
+    scores = evaluate_run(run, cache, split, device=device)
+    table = "\n".join(f"{name:<16} {value:.4f}" for name, value in scores.items())
+    _show(as_json, {"run": str(run), "split": split, **scores}, table)
+
+
+@app.command()
+def preview(
+    clips: Annotated[list[str], typer.Argument(help="Clip ids, as `info` and the clip table have them.")],
+    dataset: Dataset,
+    cache: Cache,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures.")] = Path("previews"),
+    as_json: Json = False,
+) -> None:
+    """Write one PNG per clip: frames, part overlay, and the four region crops over time."""
+    from pipeline.run.previews import write_previews
+
+    paths = write_previews(cache, dataset, clips, out)
+    record = {"previews": {clip: str(path) for clip, path in paths.items()}}
+    _show(as_json, record, "\n".join(str(path) for path in paths.values()))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path(
+        "build/demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The whole way on the embedded demo world: render, cache, train, evaluate, and a table."""
+    from pipeline.demo.journey import run_demo, summary_text
+
+    summary = run_demo(out, _listener(as_json))
+    _show(as_json, summary, summary_text(summary, out))
+    raise typer.Exit(1 if summary["clips"]["pending"] else 0)
+
+
+def _build(
+    dataset: str,
+    cache: Path,
+    preset: str,
+    weights: Path | None,
+    workers: int,
+    as_json: bool,
+    stages: tuple[str, ...] | None,
+) -> None:
+    from dataclasses import asdict
+
+    from pipeline.presets import load_recipe
+    from pipeline.run.build import build as run_build
+    from pipeline.run.build import plan_record
+    from pipeline.spec import STAGES
+
+    recipe = load_recipe(preset, weights)
+    result = run_build(cache, dataset, recipe, stages or STAGES, _listener(as_json), workers)
+    record = {
+        **plan_record(result.before),
+        "clips": asdict(result.clips),
+        "computed": dict(result.computed),
+        "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
+    }
+    _show(as_json, record, _build_text(dataset, result))
+    raise typer.Exit(1 if result.clips.pending else 0)
+
+
+def _build_text(dataset: str, result: "BuildResult") -> str:
+    from dataclasses import asdict
+
+    lines = []
+    for stage in result.before.stages:
+        count = result.computed[stage.stage]
+        seconds = result.seconds.get(stage.stage, 0.0)
+        did = f"computed {count} clips in {seconds:.1f} s" if count else "nothing to compute"
+        lines.append(f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {did}")
+    if not any(result.computed.values()):
+        lines.append("everything is fresh: nothing was recomputed")
+    return "\n".join([*lines, _clips_line(dataset, asdict(result.clips))])
+
+
+def _clips_line(dataset: str, clips: dict[str, int]) -> str:
+    parts = ", ".join(f"{clips[name]} {name}" for name in ("done", "quarantined", "pending"))
+    return f"{dataset}: {clips['manifest']} clips = {parts}"
+
+
+def _listener(as_json: bool) -> "Listener":
+    from pipeline.events import Console, silent
+
+    return silent if as_json else Console()
+
+
+def _show(as_json: bool, record: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(record, default=str) if as_json else text)
+
+
+if __name__ == "__main__":
+    app()

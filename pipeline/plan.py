@@ -1,0 +1,271 @@
+"""Compare what a preset wants with what a cache holds: what is fresh, what is missing, why, and in which shards.
+
+A plan is data: the runner executes it, the command line prints it. Neither torch nor zarr is imported.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import Clip, Manifest, clip_key
+from pipeline.media import Media
+from pipeline.spec import MotionSpec, PipelineSpec, SegmentSpec, SemanticSpec, StageSpec
+from pipeline.store.layout import load_build
+from pipeline.store.writer import Stage, open_stage
+
+# Used for a clip whose header does not say how long it is; only the size of the shards depends on it.
+UNKNOWN_FRAMES = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTask:
+    """One clip to compute: its content address, where it lies, and how many frames its header promises."""
+
+    key: str
+    clip: Clip
+    frames: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage has and lacks. `state` is fresh, partial, stale or missing; `why` is one line."""
+
+    stage: str
+    key: str
+    state: str
+    why: str
+    done: int
+    quarantined: int
+    pending: int
+    rows: int  # rows to be written
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips decoded together; every stage in `missing` writes one shard of those clips it lacks."""
+
+    clips: tuple[ClipTask, ...]
+    missing: Mapping[str, frozenset[str]]  # stage -> clip keys
+
+
+@dataclass(frozen=True)
+class Counts:
+    """manifest = done + quarantined + pending, in rows of the manifest."""
+
+    manifest: int
+    done: int
+    quarantined: int
+    pending: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    dataset: str
+    preset: str
+    clips: Counts
+    stages: tuple[StagePlan, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class StageContents:
+    """Clip keys a stage has written or given up."""
+
+    done: frozenset[str]
+    quarantined: frozenset[str]
+
+
+def rows_of(spec: StageSpec, frames: int) -> int:
+    """Rows a clip of so many frames takes in a stage."""
+    if isinstance(spec, SemanticSpec):
+        return max(frames - spec.window, 0) // spec.stride + 1
+    if isinstance(spec, MotionSpec):
+        return 1
+    stride = spec.stride if isinstance(spec, SegmentSpec) else 1
+    return -(-max(frames, 1) // stride)
+
+
+def stage_rows(spec: PipelineSpec, stage: str, frames: int) -> int:
+    """rows_of, where the regions stage has a row for every segmented frame."""
+    return rows_of(spec.segment if stage == "regions" else spec.stages()[stage], frames)
+
+
+def contents(stage: Stage | None) -> StageContents:
+    """What a stage holds; nothing when it was never made."""
+    if stage is None:
+        return StageContents(frozenset(), frozenset())
+    done = frozenset(clip.clip_key for receipt in stage.receipts() for clip in receipt.clips)
+    refused = frozenset(entry.clip_key for entry in stage.quarantine())
+    return StageContents(done, refused - done)
+
+
+def clip_tasks(manifest: Manifest, media: Mapping[str, Media]) -> dict[str, ClipTask]:
+    """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
+    tasks = {}
+    for clip in manifest.clips:
+        file = media.get(clip.video_path)
+        if file is None or file.sha256 is None or file.code is not None:
+            continue
+        whole = file.n_frames or UNKNOWN_FRAMES
+        end = whole if clip.end_frame is None else min(clip.end_frame, whole)
+        frames = max(end - (clip.start_frame or 0), 1)
+        tasks[clip.clip_id] = ClipTask(clip_key(clip, file.sha256), clip, frames)
+    return tasks
+
+
+def count_clips(
+    manifest: Manifest,
+    media: Mapping[str, Media],
+    tasks: Mapping[str, ClipTask],
+    holds: Mapping[str, StageContents],
+) -> Counts:
+    """Account for every row of the manifest over the given stages."""
+    done = quarantined = 0
+    for clip in manifest.clips:
+        task = tasks.get(clip.clip_id)
+        if task is None:
+            file = media.get(clip.video_path)
+            quarantined += file is not None and file.code is not None
+        elif any(task.key in held.quarantined for held in holds.values()):
+            quarantined += 1
+        elif holds and all(task.key in held.done for held in holds.values()):
+            done += 1
+    total = len(manifest.clips)
+    return Counts(total, done, quarantined, total - done - quarantined)
+
+
+def make_plan(
+    cache: Path,
+    manifest: Manifest,
+    media: Mapping[str, Media],
+    spec: PipelineSpec,
+    stages: Sequence[str],
+    shard_clips: int,
+) -> Plan:
+    """Plan the given stages of a preset for a dataset.
+
+    A clip refused by an upstream stage is not tried downstream; clips with equal content are computed once.
+    """
+    specs = spec.stages()
+    open_stages = {name: open_stage(cache, name, specs[name].key) for name in specs}
+    holds = {name: contents(stage) for name, stage in open_stages.items()}
+    tasks = clip_tasks(manifest, media)
+    unique = {task.key: task for task in reversed(tasks.values())}
+    ordered = sorted(unique.values(), key=lambda task: task.clip.clip_id)
+    refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
+    missing = {
+        name: frozenset(
+            task.key for task in ordered if task.key not in holds[name].done and task.key not in refused
+        )
+        for name in stages
+    }
+    groups = _group(spec, ordered, missing, open_stages, shard_clips)
+    previous = _previous_stages(cache, manifest.dataset)
+    plans = []
+    for name in stages:
+        held = holds[name]
+        state, why = _judge(cache, specs[name], open_stages[name], missing[name], previous.get(name))
+        rows = sum(stage_rows(spec, name, task.frames) for task in ordered if task.key in missing[name])
+        mine = [task.key for task in tasks.values()]
+        done = sum(key in held.done for key in mine)
+        pending = sum(key in missing[name] for key in mine)
+        plans.append(
+            StagePlan(
+                name, specs[name].key, state, why, done, len(manifest.clips) - done - pending, pending, rows
+            )
+        )
+    wanted = {name: holds[name] for name in stages}
+    counts = count_clips(manifest, media, tasks, wanted)
+    return Plan(manifest.dataset, spec.preset, counts, tuple(plans), tuple(groups))
+
+
+def _group(
+    spec: PipelineSpec,
+    tasks: Sequence[ClipTask],
+    missing: Mapping[str, frozenset[str]],
+    stages: Mapping[str, Stage | None],
+    shard_clips: int,
+) -> list[Group]:
+    """Fill groups in canonical order: at most shard_clips clips, and within the rows of existing stages."""
+    groups: list[Group] = []
+    current: list[ClipTask] = []
+    rows = dict.fromkeys(missing, 0)
+
+    def close() -> None:
+        if current:
+            keys = {task.key for task in current}
+            lacking = {name: frozenset(keys & lacks) for name, lacks in missing.items() if keys & lacks}
+            groups.append(Group(tuple(current), lacking))
+            current.clear()
+            rows.update(dict.fromkeys(rows, 0))
+
+    for task in tasks:
+        needs = {
+            name: stage_rows(spec, name, task.frames) for name, lacks in missing.items() if task.key in lacks
+        }
+        if not needs:
+            continue
+        overfull = any(
+            stage is not None and rows[name] and rows[name] + needs[name] > stage.shard_rows
+            for name in needs
+            if (stage := stages[name]) is not None
+        )
+        if overfull or len(current) >= shard_clips:
+            close()
+        current.append(task)
+        for name, n in needs.items():
+            rows[name] += n
+    close()
+    return groups
+
+
+def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple: int) -> int:
+    """Rows of a new stage's shards: what the fullest group needs, rounded up to whole chunks."""
+    needed = max(
+        sum(stage_rows(spec, stage, task.frames) for task in group.clips if task.key in group.missing[stage])
+        for group in groups
+        if stage in group.missing
+    )
+    return -(-needed // multiple) * multiple
+
+
+def _judge(
+    cache: Path, spec: StageSpec, stage: Stage | None, missing: frozenset[str], previous: str | None
+) -> tuple[str, str]:
+    if not missing:
+        return "fresh", "nothing to do"
+    if stage is not None and stage.receipts():
+        return "partial", f"{len(missing)} clips new or unfinished"
+    if previous is not None and previous != spec.key:
+        old = open_stage(cache, spec.stage, previous)
+        if old is not None:
+            return "stale", "; ".join(changes(old.facts, spec.facts())[:3])
+    return "missing", "never computed"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The declared facts that differ, one line each, e.g. `padding 0.1 -> 0.15`."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changes(before, after, f"{prefix}{name}.")
+        elif _plain(before) != _plain(after):
+            if name == "weights":
+                lines.append("weights digest changed")
+            elif prefix == "reads.":
+                lines.append(f"the {name} stage it reads changed")
+            else:
+                lines.append(f"{prefix}{name} {before} -> {after}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _previous_stages(cache: Path, dataset: str) -> Mapping[str, str]:
+    from pipeline.store.layout import build_path
+
+    return load_build(cache, dataset)["stages"] if build_path(cache, dataset).exists() else {}

@@ -1,0 +1,1 @@
+"""Execution of plans. State lives in receipts on disk, never here."""

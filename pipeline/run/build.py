@@ -1,0 +1,229 @@
+"""Run a plan to its end: read the files, compute what is missing shard by shard, account for every clip."""
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ClipError, UserError
+from pipeline.events import Event, Listener
+from pipeline.manifest import Manifest, manifest_path, read_manifest
+from pipeline.media import Media, read_media, scan, write_media
+from pipeline.plan import Counts, Group, Plan, make_plan, shard_rows
+from pipeline.presets import Recipe
+from pipeline.spec import STAGES
+from pipeline.stages.work import Work
+from pipeline.store.layout import build_path, check_cache, load_build
+from pipeline.store.records import QuarantineEntry
+from pipeline.store.writer import ShardBuilder, Stage, create_stage, open_stage, write_build
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did: `before` is the plan it started from, `computed` the clips it wrote per stage."""
+
+    before: Plan
+    clips: Counts
+    computed: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def media_path(cache: Path, dataset: str) -> Path:
+    """CACHE/manifests/<dataset>.media.parquet: size, hash and stream facts of every file."""
+    return manifest_path(cache, dataset).with_suffix(".media.parquet")
+
+
+def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int = 2) -> dict[str, Media]:
+    """Hash and probe every file of a dataset; files whose size and time did not change are not read again."""
+    path = media_path(cache, manifest.dataset)
+    known = read_media(path) if path.exists() else {}
+    if not manifest.root.is_dir():
+        raise UserError(
+            f"{manifest.root} is not there (root of dataset '{manifest.dataset}'); mount it, or import again "
+            f"with `bmoe-cache dataset import {manifest.dataset} --root DIR`"
+        )
+    wanted = sorted({clip.video_path for clip in manifest.clips})
+
+    def progress(done: int, total: int) -> None:
+        listen(Event("step", "reading files", done, total))
+
+    media = scan(manifest.root, wanted, known, workers=workers, on_progress=progress)
+    if media != known:
+        write_media(path, media)
+    return media
+
+
+def plan_dataset(
+    cache: Path,
+    dataset: str,
+    recipe: Recipe,
+    stages: Sequence[str] = STAGES,
+    listen: Listener = lambda _: None,
+) -> tuple[Plan, Manifest, dict[str, Media]]:
+    """Read the files of a dataset and plan the given stages."""
+    check_cache(cache)
+    manifest = read_manifest(manifest_path(cache, dataset))
+    media = read_files(cache, manifest, listen)
+    plan = make_plan(cache, manifest, media, recipe.spec, stages, recipe.run.shard_clips)
+    return plan, manifest, media
+
+
+def build(
+    cache: Path,
+    dataset: str,
+    recipe: Recipe,
+    stages: Sequence[str] = STAGES,
+    listen: Listener = lambda _: None,
+    workers: int = 2,
+) -> BuildResult:
+    """Compute the given stages of a dataset; clips that cannot be used are quarantined and the build goes on.
+
+    Raises UserError when the stages need part labels that no segment run has made.
+    """
+    plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
+    _check_labels(plan, cache, recipe)
+    _record(cache, dataset, recipe, {}, {})
+    before, computed, seconds = plan, dict.fromkeys(stages, 0), {}
+    if plan.groups:
+        from pipeline.run.engine import Engine  # torch and the encoders, only when there is work
+
+        needed = {stage for group in plan.groups for stage in group.missing}
+        with Engine(cache, manifest.root, recipe, needed, workers) as engine:
+            total = sum(len(group.clips) for group in plan.groups)
+            done = 0
+            while plan.groups:
+                targets = _open(cache, recipe, plan, engine)
+                for group in plan.groups:
+                    for work in _run_group(engine, group, targets, computed):
+                        done += 1
+                        listen(Event("step", "building", min(done, total), total))
+                        for stage, error in [work.error] if work.error else []:
+                            listen(
+                                Event("warning", stage, text=f"quarantined {work.task.clip.clip_id}: {error}")
+                            )
+                # Clips that found no room, because a file held more frames than its header said, are planned anew.
+                plan = make_plan(cache, manifest, media, recipe.spec, stages, recipe.run.shard_clips)
+            seconds = dict(engine.seconds)
+        _record(cache, dataset, recipe, computed, seconds)
+    return BuildResult(before, plan.clips, computed, seconds)
+
+
+def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
+    planned = {stage.stage for stage in plan.stages}
+    if "segment" in planned or not planned & {"regions", "semantic"}:
+        return
+    stage = open_stage(cache, "segment", recipe.spec.segment.key)
+    held = {clip.clip_key for receipt in stage.receipts() for clip in receipt.clips} if stage else set()
+    lacking = {
+        task.key
+        for group in plan.groups
+        for task in group.clips
+        if task.key not in held and any(task.key in group.missing.get(s, ()) for s in ("regions", "semantic"))
+    }
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} clips of '{plan.dataset}' have no part labels; run `bmoe-cache segment` with the same "
+            "options first, or `bmoe-cache build` for all stages"
+        )
+
+
+def _open(cache: Path, recipe: Recipe, plan: Plan, engine: Any) -> dict[str, Stage]:
+    """Make the folders of the stages to write; a new stage gets shards that hold its fullest group."""
+    stages = {}
+    specs = recipe.spec.stages()
+    for stage in plan.stages:
+        if stage.pending:
+            arrays = engine.arrays(stage.stage)
+            multiple = max(array.chunk_rows for array in arrays)
+            rows = shard_rows(recipe.spec, stage.stage, plan.groups, multiple)
+            stages[stage.stage] = create_stage(
+                cache, specs[stage.stage].facts(), stage.key, arrays, rows, provenance()
+            )
+    return stages
+
+
+def _run_group(
+    engine: Any, group: Group, targets: Mapping[str, Stage], computed: dict[str, int]
+) -> Any:
+    """Stream one group and commit its shards at the end; yields every work."""
+    builders = {name: ShardBuilder(targets[name], targets[name].next_shard) for name in group.missing}
+    filled: dict[str, int] = dict.fromkeys(builders, 0)
+    for work in engine.stream(group):
+        for stage, builder in builders.items():
+            if work.task.key in group.missing[stage]:
+                filled[stage] += _keep(work, stage, builder, targets[stage])
+        yield work
+        work.frames = work.labels = work.under = None
+    for stage, builder in builders.items():
+        if filled[stage]:
+            builder.commit()
+            computed[stage] += filled[stage]
+
+
+def _keep(work: Work, stage: str, builder: ShardBuilder, target: Stage) -> int:
+    """Add a clip's rows to the shard, or put it into quarantine; 1 when it was added."""
+    task = work.task
+    try:
+        if stage not in work.written:
+            if work.error is None:
+                raise ClipError("E_NOTHING", f"stage {stage} made nothing for this clip")
+            raise work.error[1]
+        arrays, facts = work.written[stage]
+        rows = len(next(iter(arrays.values())))
+        if rows <= target.shard_rows and not builder.room_for(rows):
+            return 0  # stays pending; the next plan gives it another shard
+        builder.add(task.key, task.clip.clip_id, arrays, facts)
+    except ClipError as error:
+        if work.error is None:
+            work.error = (stage, error)
+        target.add_quarantine(QuarantineEntry.of(task.key, task.clip.clip_id, work.error[0], error))
+        return 0
+    return 1
+
+
+def _record(
+    cache: Path, dataset: str, recipe: Recipe, computed: Mapping[str, int], seconds: Mapping[str, float]
+) -> None:
+    """Note the keys of this build, and the rates measured where something was computed."""
+    rates = load_build(cache, dataset).get("rates", {}) if build_path(cache, dataset).exists() else {}
+    for stage, clips in computed.items():
+        if clips:
+            rates[stage] = {"clips": clips, "seconds": round(seconds[stage], 3)}
+    if seconds:
+        rates["decode"] = {"clips": max(computed.values()), "seconds": round(seconds["decode"], 3)}
+    stages = {name: spec.key for name, spec in recipe.spec.stages().items()}
+    write_build(cache, dataset, {"preset": recipe.spec.preset, "stages": stages, "rates": rates})
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a stage is made; informs people, never part of a key."""
+    names = ("bmoe-cache", "torch", "numpy", "av", "opencv-python-headless")
+    return {
+        "versions": {name: version(name) for name in names},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values, without the clips."""
+    return {
+        "dataset": plan.dataset,
+        "preset": plan.preset,
+        "clips": asdict(plan.clips),
+        "stages": [asdict(stage) for stage in plan.stages],
+        "shards": len(plan.groups),
+    }
+

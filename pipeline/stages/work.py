@@ -1,0 +1,45 @@
+"""What travels through the stages with one clip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ClipError
+from pipeline.plan import ClipTask
+from pipeline.regions import Boxes
+from pipeline.store.layout import ArraySpec
+
+
+@dataclass
+class Work:
+    """One clip in flight. A stage fills what it makes and reads what an earlier one made or the cache held.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3] RGB, upright; None when no missing stage needs frames.
+        facts: what every receipt of this clip says: frames, fps, decoder, warnings.
+        labels, under: uint8 [S, h, w] part labels of the segmented frames, and what lies under garments.
+        boxes: regions of the segmented frames.
+        written: stage -> (arrays by name, facts) to be committed.
+        error: set by the stage that refused the clip; later stages pass it on untouched.
+    """
+
+    task: ClipTask
+    frames: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None = None
+    under: np.ndarray | None = None
+    boxes: Boxes | None = None
+    written: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = field(default_factory=dict)
+    error: tuple[str, ClipError] | None = None  # (stage, what)
+
+
+def raw(name: str, dtype: str, *row_shape: int, chunk_rows: int) -> ArraySpec:
+    """An uncompressed array, mapped by the reader."""
+    return ArraySpec(name, dtype, row_shape, chunk_rows, "raw")
+
+
+def compressed(name: str, dtype: str, *row_shape: int) -> ArraySpec:
+    """An array whose rows are compressed one by one."""
+    return ArraySpec(name, dtype, row_shape, 1, "zstd")
