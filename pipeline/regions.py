@@ -77,7 +77,8 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     if count < 2:
         return None
     stats = stats[1:]
-    stats = stats[stats[:, cv2.CC_STAT_AREA] >= SPECK * stats[:, cv2.CC_STAT_AREA].sum()]
+    area = stats[:, cv2.CC_STAT_AREA]
+    stats = stats[area >= min(SPECK * area.sum(), area.max())]  # a region in crumbs keeps its largest piece
     x, y = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
     right, bottom = x + stats[:, cv2.CC_STAT_WIDTH], y + stats[:, cv2.CC_STAT_HEIGHT]
     return int(x.min()), int(y.min()), int(right.max()), int(bottom.max())

@@ -8,7 +8,7 @@ comments never enter, so a key changes exactly when the output could.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 REGIONS = ("head", "body", "upper_limb", "lower_limb")
@@ -119,7 +119,6 @@ class PipelineSpec:
     regions: RegionsSpec
     semantic: SemanticSpec
     motion: MotionSpec
-    batch: Mapping[str, int] = field(default_factory=dict)  # execution only: not part of any key
 
     def stages(self) -> dict[str, StageSpec]:
         """Stage name -> spec, upstream first."""

@@ -60,14 +60,14 @@ class Engine(AbstractContextManager["Engine"]):
         if stage == "regions":
             return regions.arrays()
         if stage == "semantic":
-            return semantic.arrays(self.models["semantic"].embed_dim)  # type: ignore[arg-type]
+            return semantic.arrays(self.models["semantic"].feature_dim)  # type: ignore[arg-type]
         return motion.arrays(self.models["motion"])
 
     def stream(self, group: Group) -> Iterator[Work]:
         """Compute what the clips of a group lack; works come out in the order of the group."""
         spec, batch = self.recipe.spec, self.recipe.run.batch
         self._readers = {}
-        spent: dict[str, float] = {}
+        spent = {layer: 0.0 for layer in self.seconds if layer == "decode" or layer in group.missing}
 
         def lacks(stage: str) -> Callable[[Work], bool]:
             keys = group.missing.get(stage, frozenset())
@@ -94,7 +94,7 @@ class Engine(AbstractContextManager["Engine"]):
             works = _metered(layer, "motion", spent)
         yield from works
         below = 0.0
-        for layer_name, total in spent.items():  # in the order of the layers: each contains those before it
+        for layer_name, total in spent.items():  # upstream first: each total contains those before it
             self.seconds[layer_name] += total - below
             below = total
 
@@ -162,7 +162,6 @@ def _take(work: Work, frames: Frames | ClipError) -> None:
 
 def _metered(works: Iterable[Work], layer: str, spent: dict[str, float]) -> Iterator[Work]:
     """Pass works on and note the time they took, everything upstream included."""
-    spent[layer] = 0.0
     source = iter(works)
     while True:
         begin = time.perf_counter()

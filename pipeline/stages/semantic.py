@@ -36,7 +36,7 @@ def encode_windows(
     wanted: Callable[[Work], bool],
 ) -> Iterator[Work]:
     """Add the features of every wanted work that has frames and boxes; absent regions are never run."""
-    size = int(model.img_size)  # type: ignore[arg-type]
+    size = int(model.input_shape[-1])  # type: ignore[index, arg-type]
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in normalisation(spec.normalisation))
     plans: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # clip key -> (starts, present)
 

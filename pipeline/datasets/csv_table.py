@@ -1,0 +1,195 @@
+"""Adapter `csv`: one clip a row, RFC 4180, header required, decimal point, UTF-8 with or without BOM.
+
+Column `video_path` (relative to the root) is required. Known otherwise: clip_id, split (train, val, test,
+unsplit), label (name) or label_id, labels (several: names split by ';', or a JSON list of names or ids;
+`[]` = none of the classes), start_frame, end_frame, start_s, end_s, fps (30, 29.97 or 30000/1001),
+n_frames, stream_index, modality, protocol, subject_id, group_id, camera_id, person_id. Every other column
+goes into `extra` as text. An empty cell is unknown, and so is label_id -1. Seconds need fps; where frames
+are given too they must agree within one frame. The file is the one the dataset declares, else the only
+*.csv at the root.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from pipeline.datasets import SPLITS, Row, bad_lines, read_text, relative_path
+from pipeline.errors import UserError
+from pipeline.manifest import CLIP_ID, canonical_extra, shown
+from pipeline.taxonomy import Taxonomy
+
+TEXTS = ("modality", "protocol", "subject_id", "group_id", "camera_id", "person_id")
+INTEGERS = ("start_frame", "end_frame", "n_frames", "stream_index")
+KNOWN = {
+    "video_path",
+    "clip_id",
+    "split",
+    "label",
+    "label_id",
+    "labels",
+    "start_s",
+    "end_s",
+    "fps",
+    *TEXTS,
+    *INTEGERS,
+}
+
+_FPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|[0-9]{1,9}/[0-9]{1,9}")
+_SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
+
+
+def rows(root: Path, taxonomy: Taxonomy | None) -> tuple[list[Row], Sequence[str]]:
+    """Rows in file order; no declared label names. Raises UserError naming every bad line."""
+    path = _table(root, taxonomy)
+    name = path.name
+    found: list[Row] = []
+    bad: list[str] = []
+    # strict refuses quotes that are never closed; the lines keep their ends, for cells that hold several
+    reader = csv.reader((line + "\n" for line in read_text(path)), strict=True)
+    try:
+        header = _header(next(reader, []), name)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            try:
+                row = _row(_named(header, cells))
+            except (ValueError, RecursionError) as error:
+                bad.append(f"{shown(name)}:{reader.line_num}: {error}")
+            else:
+                found.append({**row, "source_file": name, "source_line": reader.line_num})
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); correct the quotes") from None
+    if bad:
+        raise bad_lines(bad, "correct the rows")
+    return found, ()
+
+
+def _table(root: Path, taxonomy: Taxonomy | None) -> Path:
+    declared = taxonomy.options.get("file") if taxonomy else None
+    if isinstance(declared, str):
+        path = root / relative_path(declared)
+        if not path.is_file():
+            raise UserError(f"{path}: no such table; check --root")
+        return path
+    tables = sorted(
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() == ".csv" and path.is_file() and not path.name.startswith(".")
+    )
+    if len(tables) != 1:
+        names = ", ".join(shown(path.name) for path in tables[:5]) or "none"
+        raise UserError(
+            f"{root}: want one *.csv at the root, found {len(tables)} ({names}); leave only one there"
+        )
+    return tables[0]
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    twice = sorted({cell for cell in header if header.count(cell) > 1})
+    if "video_path" not in header:
+        raise UserError(f"{name}:1: E_SCHEMA_MISSING_COLUMN video_path; the first line must name the columns")
+    if twice:
+        raise UserError(f"{name}:1: column {shown(twice[0])!r} is there twice; rename one")
+    return header
+
+
+def _named(header: list[str], cells: list[str]) -> dict[str, str]:
+    """Column -> cell, empty cells left out."""
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} fields, want {len(header)} as in the header")
+    return {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
+
+
+def _row(cells: dict[str, str]) -> Row:
+    row: Row = {"video_path": relative_path(cells.get("video_path", ""))}
+    row |= {name: cells[name] for name in TEXTS if name in cells}
+    row |= {name: _whole(cells[name], name) for name in INTEGERS if name in cells}
+    if "clip_id" in cells:
+        if not CLIP_ID.fullmatch(cells["clip_id"]):
+            raise ValueError(
+                f"clip_id {shown(cells['clip_id'])!r}, want 1 to 200 of A-Z a-z 0-9 . _ : @ = + -"
+            )
+        row["clip_id"] = cells["clip_id"]
+    split = cells.get("split", "unsplit").lower()
+    if split != "unsplit" and split not in SPLITS:
+        raise ValueError(f"E_SPLIT_UNKNOWN {shown(split)!r} (want train, val, test or unsplit)")
+    row["split"] = SPLITS.get(split, "unsplit")
+    row |= _times(cells, row)
+    row |= _labels(cells)
+    extra = canonical_extra({name: cell for name, cell in cells.items() if name not in KNOWN})
+    return row | {"extra": extra} if extra else row
+
+
+def _whole(text: str, name: str, least: int = 0) -> int:
+    if not _NUMBER.fullmatch(text) or int(text) < least:
+        raise ValueError(f"{name} {shown(text)!r}, want a whole number from {least} to 999999999")
+    return int(text)
+
+
+def _times(cells: dict[str, str], row: Row) -> Row:
+    """fps_num, fps_den, start_s, end_s and the frames they give; checks the order and any disagreement."""
+    times: Row = {}
+    fps = None
+    if "fps" in cells:
+        if (
+            not _FPS.fullmatch(cells["fps"])
+            or cells["fps"].endswith("/0")
+            or not (fps := Fraction(cells["fps"]))
+        ):
+            raise ValueError(f"fps {shown(cells['fps'])!r}, want a rate such as 30, 29.97 or 30000/1001")
+        times |= {"fps_num": fps.numerator, "fps_den": fps.denominator}
+    for seconds_name, frame_name in (("start_s", "start_frame"), ("end_s", "end_frame")):
+        if seconds_name not in cells:
+            continue
+        if not _SECONDS.fullmatch(cells[seconds_name]):
+            raise ValueError(f"{seconds_name} {shown(cells[seconds_name])!r}, want seconds such as 12.5")
+        times[seconds_name] = seconds = float(cells[seconds_name])
+        frame = row.get(frame_name)
+        if fps is None and frame is None:
+            raise ValueError(f"{seconds_name} without fps: add a column fps or give {frame_name}")
+        if fps is not None and frame is not None and abs(seconds * fps - frame) > 1:
+            raise ValueError(
+                f"E_TIME_CONFLICT {seconds_name} {seconds:g} s at {float(fps):g} fps is frame "
+                f"{seconds * fps:.1f} (got {frame_name} {frame}, want within 1)"
+            )
+        if fps is not None and frame is None:
+            times[frame_name] = round(seconds * fps)
+    end = times.get("end_frame", row.get("end_frame"))
+    start = times.get("start_frame", row.get("start_frame", 0))
+    if end is not None and end <= start:
+        raise ValueError(
+            f"E_END_BEFORE_START frames {start} to {end} (the end is the first frame not in the clip)"
+        )
+    return times
+
+
+def _labels(cells: dict[str, str]) -> Row:
+    if "labels" in cells:
+        if "label" in cells or "label_id" in cells:
+            raise ValueError("labels and label (or label_id) are both given, want one of them")
+        return _several(cells["labels"])
+    row: Row = {}
+    if "label_id" in cells:
+        label = _whole(cells["label_id"], "label_id", -1)
+        if label < 0:
+            return row
+        row["label_ids"] = (label,)
+    if "label" in cells:
+        row["label_names"] = (cells["label"],)
+    return row
+
+
+def _several(text: str) -> Row:
+    if not text.startswith("["):
+        return {"label_names": tuple(name.strip() for name in text.split(";") if name.strip())}
+    values = json.loads(text)
+    if all(type(value) is int and 0 <= value < 2**31 for value in values):
+        return {"label_ids": tuple(sorted(set(values)))}
+    if all(isinstance(value, str) for value in values):
+        return {"label_names": tuple(values)}
+    raise ValueError(f"labels {shown(text)[:60]!r}, want a list of names or of ids")
