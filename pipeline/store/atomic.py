@@ -1,0 +1,85 @@
+"""Files that are either whole or absent: temporary -> fsync -> rename -> fsync folder.
+
+The rename keeps a killed process from leaving a torn file under a final name; the two fsyncs keep a power
+loss from doing so (a rename may otherwise reach the disk before the bytes it names).
+"""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write data under path, replacing what was there; missing folders are made.
+
+    Until the rename the bytes lie in the same folder as ``.<name>.<random>.tmp``: removed again when an
+    OSError (disk full, permission) ends the write, left behind by a kill (see `sweep`).
+    """
+    make_folder(path.parent)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    # os.open and not tempfile: the umask decides who may read, as for any other file of a shared cache.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123  (a descriptor, not a path)
+            rest = memoryview(data).cast("B")
+            while rest:  # one write() moves at most 2 GiB
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporaries that killed writers of path left behind. Only its sole writer may call this."""
+    for debris in path.parent.glob(f".{path.name}.*.tmp"):
+        debris.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder and its missing parents, each entry flushed to disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder (its renames) to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line (with its newline) and flush it; a torn last line, left by a kill, is cut off first."""
+    make_folder(path.parent)
+    is_new = not path.exists()
+    with path.open("ab") as file:
+        if not is_new:
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                file.truncate(whole)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of an append-only file, without what follows the last newline; [] when there is no file.
+
+    Raises UnicodeDecodeError (a ValueError) when the lines are not UTF-8.
+    """
+    data = b""
+    with contextlib.suppress(FileNotFoundError):
+        data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]

@@ -1,0 +1,272 @@
+"""Write a stage: make its folder, fill and commit shards, keep its quarantine.
+
+Order of a commit: every array's shard file, the arrays' length in zarr.json, and last the receipt; each one
+whole, flushed and renamed before the next begins (see atomic.py). Killed anywhere before the receipt, the
+shard does not exist and is written again; nothing that a receipt names is ever written to. One process writes
+a stage.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ClipError, UserError
+from pipeline.spec import canonical_json
+from pipeline.store import atomic, layout, shard
+from pipeline.store.layout import ArraySpec, StageDir, StageInfo
+from pipeline.store.records import (
+    ClipRows,
+    QuarantineEntry,
+    Receipt,
+    damage,
+    load_object,
+    load_quarantine,
+    to_bytes,
+    utc_now,
+)
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage folder opened for writing. State lives on disk: every call reads it anew."""
+
+    folder: StageDir
+    info: StageInfo
+
+    @property
+    def name(self) -> str:
+        return self.folder.stage
+
+    @property
+    def key(self) -> str:
+        return self.info.key
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.info.facts
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        return self.info.arrays
+
+    @property
+    def shard_rows(self) -> int:
+        return self.info.shard_rows
+
+    @property
+    def next_shard(self) -> int:
+        """The first shard number above all that have a receipt."""
+        return max(layout.committed_shards(self.folder), default=-1) + 1
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """All committed shards. Raises UserError when a receipt is damaged."""
+        return layout.load_receipts(self.folder, self.info)
+
+    def quarantine(self) -> tuple[QuarantineEntry, ...]:
+        """The clips this stage could not use, last entry of each."""
+        return load_quarantine(self.folder.quarantine)
+
+    def add_quarantine(self, entry: QuarantineEntry) -> None:
+        """Append an entry; on disk when this returns."""
+        atomic.append_line(self.folder.quarantine, to_bytes(asdict(entry)))
+
+    def drop_quarantine(self, clip_keys: Collection[str]) -> None:
+        """Forget these clips, so that the next build tries them again."""
+        kept = [entry for entry in self.quarantine() if entry.clip_key not in clip_keys]
+        atomic.write_bytes(self.folder.quarantine, b"".join(to_bytes(asdict(entry)) for entry in kept))
+
+
+def create_stage(
+    cache: Path,
+    facts: Mapping[str, Any],
+    key: str,
+    arrays: Sequence[ArraySpec],
+    shard_rows: int,
+    provenance: Mapping[str, Any],
+) -> Stage:
+    """Make the folder of a stage, or open it when it is there; then its own shard_rows and provenance stay.
+
+    Args:
+        facts: `StageSpec.facts()`: everything that decides the output; facts["stage"] names the stage.
+        key: digest(facts).
+        arrays: what every clip adds rows to.
+        shard_rows: rows of every shard; each array's chunk_rows divides it.
+        provenance: versions, host, command, ...: never part of the key. "created" is added.
+
+    Raises UserError when the folder is damaged or holds other arrays, ValueError when the arguments do not
+    fit together.
+    """
+    layout.check_cache(cache)
+    folder = StageDir(cache, facts["stage"], key)
+    by_name = {array.name: array for array in arrays}
+    if not arrays or len(by_name) < len(arrays):
+        raise ValueError("a stage has at least one array, and every array its own name")
+    plain_facts = json.loads(canonical_json(facts))
+    info = StageInfo(plain_facts, key, by_name, shard_rows, {"created": utc_now(), **provenance})
+    if folder.stage_json.exists():
+        stage = Stage(folder, layout.load_stage(folder))
+        if stage.arrays != by_name:
+            names = ", ".join(stage.arrays)
+            raise UserError(
+                f"{folder.stage_json}: other arrays ({names}) than this version writes under the same key; "
+                f"delete {folder.path} and run `bmoe-cache build`"
+            )
+        return stage
+    if layout.committed_shards(folder):
+        raise UserError(
+            f"{folder.stage_json} is missing though there are receipts; restore it or delete the folder"
+        )
+    attributes = {"stage": folder.stage, "key": key, "format_version": layout.FORMAT_VERSION}
+    _write_json(folder.zarr / "zarr.json", shard.group_metadata(attributes))
+    for array in arrays:
+        _write_json(folder.zarr / array.name / "zarr.json", shard.array_metadata(array, shard_rows, 0))
+    _write_json(folder.stage_json, info.to_json())  # last: a stage without stage.json does not exist
+    return Stage(folder, info)
+
+
+def open_stage(cache: Path, stage: str, key: str) -> Stage | None:
+    """The stage if it was made, else None. Raises UserError when its stage.json is damaged."""
+    layout.check_cache(cache)
+    folder = StageDir(cache, stage, key)
+    return Stage(folder, layout.load_stage(folder)) if folder.stage_json.exists() else None
+
+
+def write_build(cache: Path, dataset: str, record: Mapping[str, Any]) -> None:
+    """Note what the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}."""
+    layout.check_build(record)
+    _write_json(layout.build_path(cache, dataset), record)
+
+
+class ShardBuilder:
+    """One shard being filled in memory: add clips while there is room, then commit once.
+
+    A raw array takes shard_rows * row_bytes of memory, a zstd array its compressed rows.
+    """
+
+    def __init__(self, stage: Stage, shard_id: int) -> None:
+        self._stage, self._shard = stage, shard_id
+        self._refuse_if_committed()
+        specs = stage.arrays.values()
+        self._raw = {
+            spec.name: shard.raw_shard(spec, stage.shard_rows) for spec in specs if spec.codec == "raw"
+        }
+        self._zstd: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.codec == "zstd"}
+        self._clips: dict[str, ClipRows] = {}
+        self._rows = 0
+        self._done = False
+
+    def room_for(self, n_rows: int) -> bool:
+        """Whether a clip of n_rows still fits: clips never straddle two shards."""
+        return self._rows + n_rows <= self._stage.shard_rows
+
+    def add(
+        self, clip_key: str, clip_id: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> None:
+        """Add a clip: every array of the stage, [n, *row_shape] with the same n >= 1; facts are JSON values.
+
+        A float16 array takes any float dtype; the others take exactly their own. When this raises, the shard
+        is as before.
+
+        Raises:
+            ClipError: E_NON_FINITE (NaN, infinity, or beyond float16), E_TOO_LONG (more rows than a shard).
+            ValueError: the arrays are not those of the stage, the clip is there already, or there is no room.
+        """
+        specs = self._stage.arrays
+        if self._done or clip_key in self._clips:
+            raise ValueError("the shard is committed" if self._done else f"clip {clip_key} was added before")
+        if arrays.keys() != specs.keys():
+            raise ValueError(f"arrays {sorted(arrays)} are not the stage's {sorted(specs)}")
+        rows = {name: _checked(spec, np.asarray(arrays[name])) for name, spec in specs.items()}
+        counts = {len(value) for value in rows.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"the arrays have {sorted(counts)} rows; all must have the same number, at least 1"
+            )
+        n = counts.pop()
+        if n > self._stage.shard_rows:
+            raise ClipError(
+                "E_TOO_LONG", f"{n} rows, and a shard of this stage holds {self._stage.shard_rows}"
+            )
+        if not self.room_for(n):
+            raise ValueError(f"no room for {n} rows after {self._rows}")
+        start, plain_facts = self._rows, json.loads(canonical_json(facts))
+        for name, (_, shard_rows) in self._raw.items():
+            shard_rows[start : start + n] = rows[name]
+        for name, chunks in self._zstd.items():
+            chunks.extend(shard.compress_rows(specs[name], rows[name]))
+        self._clips[clip_key] = ClipRows(clip_key, clip_id, self._shard, start, n, plain_facts)
+        self._rows += n
+
+    def commit(self) -> Receipt:
+        """Put the shard on disk; it exists when this returns.
+
+        Raises UserError when the shard was committed meanwhile, ValueError when it is empty or done.
+        """
+        if self._done or not self._clips:
+            raise ValueError("the shard is committed" if self._done else "the shard has no clips")
+        self._refuse_if_committed()
+        folder, info = self._stage.folder, self._stage.info
+        files = {}
+        for name, spec in info.arrays.items():
+            if name in self._raw:
+                data = self._raw[name][0].data
+            else:
+                data = memoryview(shard.zstd_shard(spec, info.shard_rows, self._zstd[name]))
+            path = folder.shard_file(spec, self._shard)
+            # Hashed while it is written: SHA-256 takes about as long as the disk, and both release the GIL.
+            with ThreadPoolExecutor(1) as pool:
+                sha256 = pool.submit(hashlib.sha256, data)
+                atomic.write_bytes(path, data)
+            atomic.sweep(path)
+            size = shard.index_bytes(spec, info.shard_rows)
+            files[name] = {"bytes": data.nbytes, "index_bytes": size, "sha256": sha256.result().hexdigest()}
+        for spec in info.arrays.values():
+            _grow(folder.zarr / spec.name / "zarr.json", (self._shard + 1) * info.shard_rows)
+        receipt = Receipt(self._shard, self._rows, tuple(self._clips.values()), files)
+        _write_json(folder.receipt(self._shard), receipt.to_json())
+        atomic.sweep(folder.receipt(self._shard))
+        self._done = True
+        return receipt
+
+    def _refuse_if_committed(self) -> None:
+        path = self._stage.folder.receipt(self._shard)
+        if path.exists():
+            raise UserError(f"{path} exists: another build wrote this shard; let it end, then run again")
+
+
+def _checked(spec: ArraySpec, value: np.ndarray) -> np.ndarray:
+    """value as it is stored; raises as `ShardBuilder.add` says."""
+    narrowed = spec.dtype == "float16" and value.dtype.kind == "f"
+    if (
+        value.shape[1:] != spec.row_shape
+        or value.ndim == 0
+        or (value.dtype.name != spec.dtype and not narrowed)
+    ):
+        wanted = f"{spec.dtype} [n, {', '.join(map(str, spec.row_shape))}]"
+        raise ValueError(f"array '{spec.name}': {value.dtype} {list(value.shape)} is not {wanted}")
+    if value.dtype.kind == "f" and value.size:
+        peak = float(np.abs(value).max())  # NaN if there is one
+        if not peak <= (FLOAT16_MAX if narrowed else np.finfo(value.dtype).max):
+            raise ClipError("E_NON_FINITE", f"'{spec.name}' reaches {peak}, which {spec.dtype} cannot hold")
+    return value.astype(shard.dtype_of(spec), copy=False)
+
+
+def _grow(path: Path, rows: int) -> None:
+    """Raise the length of an array to rows, in its metadata; shard files never change."""
+    with damage(path, "delete the stage's folder and run `bmoe-cache build`"):
+        metadata = load_object(path)
+        if metadata["shape"][0] < rows:
+            metadata["shape"][0] = rows
+            _write_json(path, metadata)
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    atomic.write_bytes(path, to_bytes(record))

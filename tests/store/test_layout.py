@@ -1,0 +1,228 @@
+"""cache.json, stage.json, receipts and builds: what is refused, and in which words."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ClipError, UserError
+from pipeline.store import layout
+from pipeline.store.layout import ArraySpec, StageDir
+from pipeline.store.records import QuarantineEntry, load_quarantine
+from pipeline.store.writer import write_build
+from tests.store.caches import FEATURES, fill, make_stage
+
+KEY = "0123456789abcdef" * 4
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_init_is_idempotent_and_survives_a_kill_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "a" / "cache"
+    root.mkdir(parents=True)
+    (root / ".cache.json.12ab.tmp").touch()
+    layout.init_cache(root)
+    before = (root / "cache.json").read_bytes()
+    layout.init_cache(root)
+    layout.check_cache(root)
+    assert (root / "cache.json").read_bytes() == before
+
+
+def test_init_refuses_what_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and is not a cache"):
+        layout.init_cache(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        layout.init_cache(tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="is not a cache"):
+        layout.check_cache(tmp_path)
+
+
+def test_newer_formats_are_refused(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    edit(stage.folder.stage_json, format_version=2)
+    with pytest.raises(UserError, match=r"stage\.json: format 2 is newer than 1"):
+        layout.load_stage(stage.folder)
+    edit(tmp_path / "cache.json", format_version=2)
+    for check in (layout.init_cache, layout.check_cache):
+        with pytest.raises(UserError, match=r"cache\.json: format 2 is newer than 1.*upgrade"):
+            check(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": true}', "\xff", "[" * 100_000])
+def test_damaged_cache_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cache.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"cache\.json is damaged"):
+        layout.check_cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "../x"},
+        {"name": "A"},
+        {"dtype": "bfloat16"},
+        {"dtype": "object"},
+        {"row_shape": (0,)},
+        {"row_shape": (True,)},
+        {"chunk_rows": 0},
+        {"codec": "gzip"},
+        {"codec": "zstd"},
+    ],
+)
+def test_array_spec_refuses(wrong: dict) -> None:
+    good: dict[str, Any] = {
+        "name": "a",
+        "dtype": "float16",
+        "row_shape": (5, 3),
+        "chunk_rows": 4,
+        "codec": "raw",
+    }
+    assert ArraySpec(**good).row_bytes == 30
+    with pytest.raises(ValueError, match=r"array|name"):
+        ArraySpec(**{**good, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [("../x", KEY), ("semantic", KEY[:16]), ("semantic", "../" + KEY[3:])]
+)
+def test_stage_folder_stays_in_the_cache(tmp_path: Path, stage: str, key: str) -> None:
+    with pytest.raises(UserError, match="is not a stage name and a key"):
+        StageDir(tmp_path, stage, key)
+
+
+def test_shard_files(tmp_path: Path) -> None:
+    folder = StageDir(tmp_path, "semantic", KEY)
+    top = tmp_path / "stages" / "semantic" / "0123456789abcdef" / "features.zarr"
+    assert folder.shard_file(FEATURES, 12) == top / "features" / "c" / "12" / "0" / "0"
+    assert folder.shard_file(ArraySpec("n", "int64", (), 1, "raw"), 3) == top / "n" / "c" / "3"
+
+
+def test_stage_json_of_another_key_with_the_same_digits(tmp_path: Path) -> None:
+    folder = make_stage(tmp_path).folder
+    with pytest.raises(UserError, match="same first 16 digits"):
+        layout.load_stage(StageDir(tmp_path, folder.stage, folder.key[:16] + "0" * 48))
+
+
+def test_damaged_stage_json(tmp_path: Path) -> None:
+    folder = make_stage(tmp_path).folder
+    good = json.loads(folder.stage_json.read_text())
+    array = good["arrays"][0]
+    for changes in (
+        {"facts": {**good["facts"], "version": 2}},
+        {"arrays": [{**array, "name": "../../x"}]},
+        {"arrays": [{**array, "codec": "pickle"}]},
+        {"arrays": [{**array, "extra": 1}]},
+        {"arrays": [{**array, "chunk_rows": 3}]},
+        {"arrays": 7},
+        {"shard_rows": "16"},
+        {"shard_rows": 0},
+    ):
+        folder.stage_json.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(UserError, match=r"stage\.json is damaged .*bmoe-cache build"):
+            layout.load_stage(folder)
+
+
+def test_receipts_round_trip(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    fill(stage, [3, 9, 5, 16, 1])
+    receipts = stage.receipts()
+    assert [(r.shard, r.rows, [c.row_start for c in r.clips]) for r in receipts] == [
+        (0, 12, [0, 3]),
+        (1, 5, [0]),
+        (2, 16, [0]),
+        (3, 1, [0]),
+    ]
+    for receipt in receipts:
+        assert receipt.to_json() == json.loads(stage.folder.receipt(receipt.shard).read_text())
+        assert all(clip.shard == receipt.shard for clip in receipt.clips)
+
+
+def test_damaged_receipts(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    fill(stage, [3, 9])
+    path = stage.folder.receipt(0)
+    good = json.loads(path.read_text())
+    clip = good["clips"][1]
+    changes: dict[str, Any]
+    for changes in (
+        {"shard": 1},
+        {"rows": 11},
+        {"clips": good["clips"][1:]},
+        {"clips": [good["clips"][0], {**clip, "row_start": 2}]},
+        {"clips": [good["clips"][0], {**clip, "n_rows": 14}], "rows": 17},
+        {"clips": [good["clips"][0], {**clip, "n_rows": 9.0}]},
+        {"clips": [good["clips"][0], {**clip, "facts": None}]},
+        {"clips": [7]},
+        {"files": {}},
+        {"files": {**good["files"], "labels": {"bytes": -1.5}}},
+    ):
+        path.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(UserError, match=r"receipts/0\.json is damaged .*delete it and run"):
+            stage.receipts()
+    path.write_text(json.dumps(good)[:-9])
+    with pytest.raises(UserError, match=r"receipts/0\.json is damaged"):
+        stage.receipts()
+
+
+def test_only_receipts_count_as_receipts(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    fill(stage, [16, 16])
+    for name in (".2.json.ab.tmp", "02.json", "x.json", "2.json~"):
+        (stage.folder.receipts / name).touch()
+    assert layout.committed_shards(stage.folder) == (0, 1)
+    assert stage.next_shard == 2
+
+
+def test_builds(tmp_path: Path) -> None:
+    layout.init_cache(tmp_path)
+    record = {"preset": "small", "stages": {"semantic": KEY}, "time": "now"}
+    write_build(tmp_path, "ma-52", record)
+    assert layout.load_build(tmp_path, "ma-52") == record
+    with pytest.raises(UserError, match=r"imigue\.json is missing.*bmoe-cache build"):
+        layout.load_build(tmp_path, "imigue")
+    for name in ("../cache", ".x", "a/b", ""):
+        with pytest.raises(UserError, match="dataset name"):
+            write_build(tmp_path, name, record)
+    with pytest.raises(ValueError, match="is not a stage and its key"):
+        write_build(tmp_path, "ma-52", {"preset": "small", "stages": {"semantic": "../../x"}})
+    edit(tmp_path / "builds" / "ma-52.json", stages={"../x": KEY})
+    with pytest.raises(UserError, match=r"ma-52\.json is damaged"):
+        layout.load_build(tmp_path, "ma-52")
+
+
+def test_quarantine_file(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    assert load_quarantine(path) == ()
+    entry = QuarantineEntry.of("k", "c", "motion", ClipError("E_DECODE", "torn\nline  end", "pyav 18", 2))
+    stage = make_stage(tmp_path / "cache")
+    stage.add_quarantine(entry)
+    assert stage.quarantine() == (entry,)
+    data = stage.folder.quarantine.read_bytes()
+    for damage in (b"{}\n", b"nope\n", b"[]\n", data.replace(b'"attempts":2', b'"attempts":"2"')):
+        stage.folder.quarantine.write_bytes(data + damage)
+        with pytest.raises(UserError, match=r"quarantine\.jsonl is damaged \(line 2: "):
+            stage.quarantine()
+
+
+PURE = {"numpy", "zarr", "numcodecs", "torch", "pyarrow", "pydantic"}
+
+
+def imported(module: str) -> set[str]:
+    """Top-level names that importing a module brings in."""
+    command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+def test_layout_is_pure() -> None:
+    assert not PURE & imported("pipeline.store.layout")
+
+
+def test_reader_and_writer_import_numpy_only() -> None:
+    assert PURE & imported("pipeline.store.reader, pipeline.store.writer") == {"numpy"}
