@@ -9,8 +9,6 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    import click
-
     from pipeline.events import Listener
     from pipeline.run.build import BuildResult
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 class Group(TyperGroup):
     """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
 
-    def invoke(self, ctx: "click.Context") -> Any:
+    def invoke(self, ctx: Any) -> Any:
         from pipeline.errors import ClipError, UserError
 
         try:
@@ -122,7 +120,8 @@ def plan(
     planned, _, _ = plan_dataset(cache, dataset, load_recipe(preset, weights), listen=_listener(as_json))
     lines = [_clips_line(dataset, plan_record(planned)["clips"])]
     lines += [
-        f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  {stage.why}"
+        f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  "
+        f"{stage.why}"
         for stage in planned.stages
     ]
     _show(as_json, plan_record(planned), "\n".join(lines))
@@ -260,9 +259,16 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path(
         "build/demo"
     ),
+    only: Annotated[str, typer.Option("--only", help="all, or world: just render the clips.")] = "all",
     as_json: Json = False,
 ) -> None:
     """The whole way on the embedded demo world: render, cache, train, evaluate, and a table."""
+    if only == "world":
+        from pipeline.demo.journey import render
+
+        count = render(out / "world", _listener(as_json))
+        _show(as_json, {"rendered": count}, f"{count} clips rendered -> {out / 'world'}")
+        return
     from pipeline.demo.journey import run_demo, summary_text
 
     summary = run_demo(out, _listener(as_json))

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Console:
         self.every_s = every_s
         self.terminal = sys.stderr.isatty()
         self.stage = ""
-        self.bar = None
+        self.bar: Any = None  # a tqdm, once there is something to draw
         self.began = self.said = 0.0
 
     def __call__(self, event: Event) -> None:

@@ -28,41 +28,41 @@ class SegmentOptions(Options):
     weights: str
     label_size: tuple[int, int]
     normalisation: Literal["mmseg", "lite"] = "mmseg"
-    stride: int = Field(1, ge=1)
+    stride: int = Field(default=1, ge=1)
 
 
 class RegionsOptions(Options):
     parts: str = "sapiens28"
     box: Literal["clip", "frame"] = "clip"
-    padding: float = Field(0.10, ge=0, le=1)
-    smoothing: int = Field(1, ge=1)
-    min_area: float = Field(0.0005, ge=0, lt=1)
+    padding: float = Field(default=0.10, ge=0, le=1)
+    smoothing: int = Field(default=1, ge=1)
+    min_area: float = Field(default=0.0005, ge=0, lt=1)
     clothing: Literal["keep", "reassign"] = "keep"
     mask: bool = True
 
 
 class SemanticOptions(Options):
     weights: str
-    stride: int = Field(4, ge=1)
+    stride: int = Field(default=4, ge=1)
     normalisation: Literal["imagenet", "none"] = "imagenet"
 
 
 class MotionOptions(Options):
     weights: str
-    short_side: int = Field(256, ge=1)
-    crop: int = Field(224, ge=1)
+    short_side: int = Field(default=256, ge=1)
+    crop: int = Field(default=224, ge=1)
 
 
 class Batch(Options):
-    segment: int = Field(4, ge=1)
-    semantic: int = Field(16, ge=1)
-    motion: int = Field(8, ge=1)
+    segment: int = Field(default=4, ge=1)
+    semantic: int = Field(default=16, ge=1)
+    motion: int = Field(default=8, ge=1)
 
 
 class RunOptions(Options):
     """How to run, never what comes out: nothing here enters a key."""
 
-    shard_clips: int = Field(256, ge=1)
+    shard_clips: int = Field(default=256, ge=1)
     batch: Batch = Batch()
 
 

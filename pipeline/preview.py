@@ -113,7 +113,9 @@ def _sheet(
     widths = max(cell[0], *(p.width for _, pictures in rows for p in pictures if p is not None))
     step = widths + MARGIN
     sheet = Image.new(
-        "RGB", (LABEL + step * len(shown) + MARGIN, HEAD + sum(heights) + (len(rows) + 2) * MARGIN + 14), PAPER
+        "RGB",
+        (LABEL + step * len(shown) + MARGIN, HEAD + sum(heights) + (len(rows) + 2) * MARGIN + 14),
+        PAPER,
     )
     draw = ImageDraw.Draw(sheet)
     small, large = ImageFont.load_default(11), ImageFont.load_default(15)

@@ -30,15 +30,21 @@ ROWS = {"bmoe": "full", "semantic_only": "semantic_only", "motion_only": "motion
 PREVIEWS = 6
 
 
+def render(world: Path, listen: Listener) -> int:
+    """Draw the clips of the demo world that are not there yet; returns how many were drawn."""
+
+    def drawn(done: int, total: int) -> None:
+        listen(Event("step", "rendering the demo world", done, total))
+
+    return render_world(world, on_progress=drawn)
+
+
 def run_demo(out: Path, listen: Listener) -> dict[str, Any]:
     """Run or repeat the demo in a folder; finished parts are kept. Writes and returns summary.json."""
     began = time.perf_counter()
     world, cache = out / "world", out / "cache"
 
-    def drawn(done: int, total: int) -> None:
-        listen(Event("step", "rendering the demo world", done, total))
-
-    rendered = render_world(world, on_progress=drawn)
+    rendered = render(world, listen)
     init_cache(cache)
     manifest = import_dataset("demo", world)
     write_manifest(manifest, manifest_path(cache, "demo"))
@@ -64,9 +70,7 @@ def run_demo(out: Path, listen: Listener) -> dict[str, Any]:
         "previews": [str(path.relative_to(out)) for path in pictures],
         "seconds": round(time.perf_counter() - began, 1),
         "peak_memory_bytes": peak_memory(),
-        "versions": {
-            name: version(name) for name in ("bmoe-cache", "torch", "numpy", "zarr", "av", "decord")
-        }
+        "versions": {name: version(name) for name in ("bmoe-cache", "torch", "numpy", "zarr", "av", "decord")}
         | {"python": platform.python_version()},
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -102,7 +106,7 @@ def _train_all(
     keys = {stage: recipe.spec.stages()[stage].key for stage in ("semantic", "motion")}
     for row, variant in ROWS.items():
         config = variant_config(load_config(HEAD), variant)
-        results = []
+        results: list[dict[str, float]] = []
         for seed in SEEDS:
             listen(Event("step", "training heads", len(table) * len(SEEDS) + len(results), 9))
             folder = runs / f"{row}-seed{seed}"
@@ -110,9 +114,7 @@ def _train_all(
             if kept is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 features = features or load_features(cache, "demo", config.t_len, config.t_mode)
-                kept = train(
-                    cache, "demo", config, folder, seed, variant=variant, features=features
-                ).scores
+                kept = train(cache, "demo", config, folder, seed, variant=variant, features=features).scores
                 trained += 1
             results.append(kept)
         table[row] = {

@@ -172,7 +172,9 @@ def train_videomae(samples: list[Sample], steps: int, generator: torch.Generator
     rng = np.random.default_rng([SEED, 4])
     running = 0.0
     for step, _ in enumerate(schedule(model, steps, 1e-3)):
-        clips, kinds, wanted = [], [], []
+        clips: list[np.ndarray] = []
+        kinds: list[int] = []
+        wanted: list[np.ndarray] = []
         while len(clips) < 32:
             sample_id = int(rng.integers(len(samples)))
             view = int(rng.integers(len(views)))

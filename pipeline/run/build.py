@@ -147,9 +147,7 @@ def _open(cache: Path, recipe: Recipe, plan: Plan, engine: Any) -> dict[str, Sta
     return stages
 
 
-def _run_group(
-    engine: Any, group: Group, targets: Mapping[str, Stage], computed: dict[str, int]
-) -> Any:
+def _run_group(engine: Any, group: Group, targets: Mapping[str, Stage], computed: dict[str, int]) -> Any:
     """Stream one group and commit its shards at the end; yields every work."""
     builders = {name: ShardBuilder(targets[name], targets[name].next_shard) for name in group.missing}
     filled: dict[str, int] = dict.fromkeys(builders, 0)
@@ -226,4 +224,3 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in plan.stages],
         "shards": len(plan.groups),
     }
-

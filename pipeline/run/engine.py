@@ -35,7 +35,9 @@ class Engine(AbstractContextManager["Engine"]):
         seconds: own time of every layer so far, "decode" included; waiting for an upstream layer not counted.
     """
 
-    def __init__(self, cache: Path, root: Path, recipe: Recipe, stages: Iterable[str], workers: int = 2) -> None:
+    def __init__(
+        self, cache: Path, root: Path, recipe: Recipe, stages: Iterable[str], workers: int = 2
+    ) -> None:
         self.cache, self.root, self.recipe = cache, root, recipe
         self.stages = tuple(stages)
         self.device = pick_device()

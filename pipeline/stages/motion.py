@@ -23,7 +23,12 @@ def arrays(model: nn.Module) -> list[ArraySpec]:
 
 
 def encode_motion(
-    works: Iterable[Work], spec: MotionSpec, model: nn.Module, batch: int, device: torch.device, wanted: Callable[[Work], bool]
+    works: Iterable[Work],
+    spec: MotionSpec,
+    model: nn.Module,
+    batch: int,
+    device: torch.device,
+    wanted: Callable[[Work], bool],
 ) -> Iterator[Work]:
     """Add MANet's three outputs to every wanted work that has frames."""
 

@@ -31,7 +31,7 @@ def packed(
     Clips come out in the order they came in, as soon as their last row is computed. A padded tail repeats the
     last row and is cut off. A clip of 0 rows comes out with no outputs.
     """
-    waiting: deque[Rows[T]] = deque()
+    waiting: deque[Rows] = deque()
     buffer: list[tuple[Rows, int, int]] = []
     held = 0
     for clip in clips:

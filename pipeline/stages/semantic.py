@@ -36,7 +36,7 @@ def encode_windows(
     wanted: Callable[[Work], bool],
 ) -> Iterator[Work]:
     """Add the features of every wanted work that has frames and boxes; absent regions are never run."""
-    size = int(model.input_shape[-1])  # type: ignore[index, arg-type]
+    size = int(model.input_shape[-1])  # type: ignore[index]
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in normalisation(spec.normalisation))
     plans: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # clip key -> (starts, present)
 
@@ -46,7 +46,9 @@ def encode_windows(
         views, there = _views(work, regions, segment_stride, size, device)
         starts = window_starts(len(work.frames), spec.window, spec.stride)
         windows = np.stack([window_indices(int(start), spec.window, len(work.frames)) for start in starts])
-        present = there[:, windows].any(2).T  # [W, 5]: a region counts when any frame of the window has it
+        present = np.asarray(
+            there[:, windows].any(2)
+        ).T  # [W, 5]: a region counts when any frame of the window has it
         plans[work.task.key] = (starts, present)
         pairs = np.argwhere(present)
 

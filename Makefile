@@ -1,0 +1,64 @@
+# make demo    the whole way on the embedded demo world
+# make test    the whole suite
+# make segment extract train DATASET=ma52 CACHE=caches/ma52 PRESET=base
+# Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+
+PYTHON  ?= python3
+DATASET ?= demo
+CACHE   ?= build/demo/cache
+SEED    ?= 0
+RUN     ?= runs/$(DATASET)-seed$(SEED)
+
+ifeq ($(DATASET),demo)
+PRESET  ?= demo
+HEAD    ?= bmoe_demo
+else
+PRESET  ?= base
+HEAD    ?= bmoe_b768
+endif
+
+VENV  := .venv
+BMOE  := $(VENV)/bin/bmoe-cache
+READY := $(VENV)/ready
+
+.PHONY: setup demo test check segment extract train demo-weights clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BMOE) demo --out build/demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+segment: $(READY) $(if $(filter demo,$(DATASET)),demo-dataset)
+	$(BMOE) segment --dataset $(DATASET) --cache $(CACHE) --preset $(PRESET)
+
+extract: $(READY)
+	$(BMOE) extract --dataset $(DATASET) --cache $(CACHE) --preset $(PRESET)
+
+train: $(READY)
+	$(BMOE) train --dataset $(DATASET) --cache $(CACHE) --head $(HEAD) --seed $(SEED) --run $(RUN)
+
+# The demo world renders itself; every other dataset is imported by its user.
+.PHONY: demo-dataset
+demo-dataset: $(READY)
+	$(BMOE) demo --out build/demo --only world
+	$(BMOE) dataset import demo --root build/demo/world --cache $(CACHE)
+
+demo-weights: $(READY)
+	$(VENV)/bin/python -m pipeline.demo.train_weights
+
+clean:
+	rm -rf build
