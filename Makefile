@@ -1,6 +1,6 @@
 # make demo    the whole way on the embedded demo world
 # make test    the whole suite
-# make segment extract train DATASET=ma52 CACHE=caches/ma52 PRESET=base
+# make segment extract train DATASET=ma52 CACHE=caches/ma52 PRESET=base WEIGHTS=/data/weights
 # Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
 
 PYTHON  ?= python3
@@ -16,6 +16,10 @@ else
 PRESET  ?= base
 HEAD    ?= bmoe_b768
 endif
+
+# WEIGHTS=DIR: folder with the files of presets that are not embedded.
+OPTIONS = --dataset $(DATASET) --cache $(CACHE)
+BUILD   = $(OPTIONS) --preset $(PRESET) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 VENV  := .venv
 BMOE  := $(VENV)/bin/bmoe-cache
@@ -43,13 +47,13 @@ check: $(READY)
 	$(VENV)/bin/python -m pytest
 
 segment: $(READY) $(if $(filter demo,$(DATASET)),demo-dataset)
-	$(BMOE) segment --dataset $(DATASET) --cache $(CACHE) --preset $(PRESET)
+	$(BMOE) segment $(BUILD)
 
 extract: $(READY)
-	$(BMOE) extract --dataset $(DATASET) --cache $(CACHE) --preset $(PRESET)
+	$(BMOE) extract $(BUILD)
 
 train: $(READY)
-	$(BMOE) train --dataset $(DATASET) --cache $(CACHE) --head $(HEAD) --seed $(SEED) --run $(RUN)
+	$(BMOE) train $(OPTIONS) --head $(HEAD) --seed $(SEED) --run $(RUN)
 
 # The demo world renders itself; every other dataset is imported by its user.
 .PHONY: demo-dataset

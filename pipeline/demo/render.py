@@ -59,7 +59,7 @@ def make_scene(rng: np.random.Generator, n: int, may_hide_legs: bool) -> Scene:
     floor = HEIGHT - rng.uniform(4, 12)
     desk = None
     if may_hide_legs and rng.random() < 0.25:
-        desk = floor - scale * (rng.uniform(0.30, 0.36) if seated else rng.uniform(0.40, 0.46))
+        desk = floor - scale * (rng.uniform(0.35, 0.40) if seated else rng.uniform(0.48, 0.53))
     t = np.arange(n)[:, None] / 30
     shake = rng.uniform(0, 1.2) * np.sin(2 * np.pi * rng.uniform(0.2, 1.5, 2) * t + rng.uniform(0, 6, 2))
     r, g, b = (int(v) for v in rng.integers(30, 200, 3))

@@ -1,0 +1,31 @@
+"""Shared fixtures: a small demo world and a cache built from it, made once per run of the suite."""
+
+from pathlib import Path
+
+import pytest
+
+WORLD_CLIPS = 24  # one clip of each class in train and in val
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `bmoe-cache demo` renders it, of 24 clips."""
+    from pipeline.demo.world import plan_world, render_world
+
+    root = tmp_path_factory.mktemp("world")
+    assert render_world(root, plan_world(per_class={"train": 1, "val": 1})) == WORLD_CLIPS
+    return root
+
+
+@pytest.fixture(scope="session")
+def built_cache(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache holding the small world under the demo preset. Tests must not write to it."""
+    from pipeline.presets import load_recipe
+    from pipeline.run.build import build
+    from tests.run.worlds import import_clips
+
+    cache = tmp_path_factory.mktemp("built") / "cache"
+    import_clips(cache, small_world)
+    result = build(cache, "demo", load_recipe("demo"))
+    assert result.clips.done == WORLD_CLIPS
+    return cache

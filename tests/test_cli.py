@@ -1,0 +1,147 @@
+"""The command line as its users meet it: what it prints, what it returns, how it says no."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cli
+from tests.run.worlds import bmoe
+
+RUNNER = CliRunner()
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = RUNNER.invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, cli\n"
+        "from typer.testing import CliRunner\n"
+        "CliRunner().invoke(cli.app, ['--help'])\n"
+        "print([m for m in ('torch', 'zarr', 'numpy', 'pydantic', 'pyarrow', 'cv2') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_planning_loads_no_torch(built_cache: Path) -> None:
+    program = (
+        "import sys, cli\nfrom typer.testing import CliRunner\n"
+        f"words = ['plan', '--dataset', 'demo', '--preset', 'demo', '--cache', {str(built_cache)!r}]\n"
+        "r = CliRunner().invoke(cli.app, words)\n"
+        "print(r.exit_code, 'torch' in sys.modules, 'zarr' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 False False"
+
+
+def test_info_accounts_for_every_clip(built_cache: Path) -> None:
+    status, out, _ = run("info", "--dataset", "demo", "--cache", built_cache, "--json")
+    assert status == 0
+    assert json.loads(out)["clips"] == {"manifest": 24, "done": 24, "quarantined": 0, "pending": 0}
+    status, out, _ = run("info", "--dataset", "demo", "--cache", built_cache)
+    assert "24 clips = 24 done, 0 quarantined, 0 pending" in out
+
+
+def test_plan_says_fresh(built_cache: Path) -> None:
+    status, out, _ = run("plan", "--dataset", "demo", "--cache", built_cache, "--preset", "demo", "--json")
+    assert status == 0
+    assert {stage["state"] for stage in json.loads(out)["stages"]} == {"fresh"}
+
+
+def test_import_reports_splits_and_build_is_pending_before(small_world: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    status, out, _ = run("dataset", "import", "demo", "--root", small_world, "--cache", cache, "--json")
+    assert status == 0
+    record = json.loads(out)
+    assert (record["clips"], record["splits"]) == (24, {"train": 12, "val": 12})
+    status, out, _ = run("info", "--dataset", "demo", "--cache", cache, "--json")
+    assert json.loads(out)["clips"] == {"manifest": 24, "done": 0, "quarantined": 0, "pending": 24}
+
+
+def test_validate(small_world: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    run("dataset", "import", "demo", "--root", small_world, "--cache", cache)
+    status, out, _ = run("dataset", "validate", "demo", "--cache", cache, "--deep", "--json")
+    report = json.loads(out)
+    assert (status, report["errors"]) == (0, 0), report["problems"]
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "clips.csv").write_text("video_path\ngone.mp4\n")
+    run("dataset", "import", "gone", "--as", "csv", "--root", tmp_path / "root", "--cache", cache)
+    status, out, _ = run("dataset", "validate", "gone", "--cache", cache)
+    assert status == 2
+    assert "E_MISSING_FILE" in out
+
+
+def test_preview_draws_the_clip(built_cache: Path, tmp_path: Path) -> None:
+    clip = "demo:val:val_0012"
+    status, out, _ = run(
+        "preview", clip, "--dataset", "demo", "--cache", built_cache, "--out", tmp_path, "--json"
+    )
+    assert status == 0
+    path = Path(json.loads(out)["previews"][clip])
+    with Image.open(path) as picture:
+        assert picture.size[0] > 900
+        assert len(picture.getcolors(1 << 24)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("info", "--dataset", "demo", "--cache", "nowhere"), ["nowhere", "not a cache"]),
+        (("dataset", "import", "demo", "--root", "nowhere", "--cache", "c"), ["nowhere", "--root"]),
+        (("dataset", "import", "mine", "--root", ".", "--cache", "c"), ["mine", "--as"]),
+        (("evaluate", "nowhere", "--cache", "CACHE"), ["nowhere", "train first"]),
+        (("preview", "x", "--dataset", "demo", "--cache", "CACHE"), ["'x'"]),
+        (("plan", "--dataset", "demo", "--cache", "CACHE", "--preset", "none"), ["none", "demo"]),
+        (("build", "--dataset", "other", "--cache", "CACHE", "--preset", "demo"), ["other", "import"]),
+        (
+            ("train", "--dataset", "demo", "--cache", "CACHE", "--set", "m3e.dept=1"),
+            ["m3e.dept", "m3e.depth"],
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    arguments: tuple[str, ...], words: list[str], built_cache: Path, tmp_path: Path
+) -> None:
+    arguments = tuple(str(built_cache) if a == "CACHE" else a for a in arguments)
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_missing_weights_are_all_named_with_their_licence(built_cache: Path, tmp_path: Path) -> None:
+    done = bmoe(
+        "build", "--dataset", "demo", "--cache", built_cache, "--preset", "base", "--weights", tmp_path
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in ("sapiens_0.3b", "vit_b_k710", "MANet", "--weights", "hf download", "licence"):
+        assert word in done.stderr
+
+
+def test_training_from_the_cache_alone(built_cache: Path, tmp_path: Path) -> None:
+    arguments = ("--head", "bmoe_demo", "--run", tmp_path / "run", "--set", "stage1.epochs=2")
+    status, out, err = run(
+        "train", "--dataset", "demo", "--cache", built_cache, *arguments, "--set", "stage2.epochs=3", "--json"
+    )
+    assert status == 0, err
+    trained = json.loads(out)
+    status, out, _ = run("evaluate", tmp_path / "run", "--cache", built_cache, "--json")
+    assert status == 0
+    assert json.loads(out)["top1"] == pytest.approx(trained["scores"]["top1"])
+    info = json.loads((tmp_path / "run" / "info.json").read_text())
+    assert "seeded" in info["label_vectors"]["source"]
