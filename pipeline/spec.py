@@ -15,8 +15,8 @@ REGIONS = ("head", "body", "upper_limb", "lower_limb")
 VIEWS = ("full", *REGIONS)
 STAGES = ("segment", "regions", "semantic", "motion")
 
-# The pool tries decord, then PyAV. Frames of two FFmpeg builds may differ by one grey level, so the family is
-# part of the key; the decoder that served a clip is recorded in its receipt.
+# The pool tries decord, then PyAV. They agree bit for bit on 8-bit 4:2:0 video of even size and differ at colour
+# edges elsewhere, so the family is part of the key and the decoder that served a clip stands in its receipt.
 DECODER = "decord+pyav"
 
 

@@ -1,0 +1,200 @@
+"""DecodePool: clips in, frames out, in order. Owns the worker processes and the policy about decoders.
+
+Policy for one clip: decord first. When it refuses, hangs, crashes, gives another number of frames than the
+file has packets, or its FFmpeg reports damage, PyAV decides: it keeps the frames before the first damage and
+says so (W_DAMAGED). When none are left, or PyAV hangs or crashes as well, the clip is ClipError E_DECODE.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline.decode.backends import backend_version
+from pipeline.decode.probe import Probe, check_file
+from pipeline.decode.process import AttemptError, Worker, worker_command
+from pipeline.errors import ClipError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """One clip: frames start_frame to end_frame - 1 (None: from the first, to the last) of a video file."""
+
+    key: str
+    path: Path
+    stream_index: int | None = None
+    start_frame: int | None = None
+    end_frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of a clip.
+
+    Attributes:
+        array: uint8 [F, H, W, 3], RGB, upright.
+        decoder: name and version of the decoder that served it, e.g. ``decord 0.6.0``.
+        fps_num, fps_den: average frame rate the container states, or None.
+        warnings: ``CODE: sentence`` each: W_DAMAGED, W_HEADER_COUNT, W_END_PAST_EOF, W_ROTATION, W_VFR,
+            W_PTS_NON_MONOTONIC, W_START_OFFSET, W_MULTI_VIDEO_STREAM.
+    """
+
+    array: np.ndarray
+    decoder: str
+    fps_num: int | None
+    fps_den: int | None
+    warnings: tuple[str, ...]
+
+
+class DecodePool:
+    """Decodes clips in `workers` processes. A context manager: leaving it kills them all.
+
+    Args:
+        workers: processes, each driven by one thread; they decode single-threaded.
+        timeout_s: longest silence of a worker before it is killed. It counts from the last sign of life: a
+            block of frames, or 32 skipped ones. A long clip on a slow disk may take its time, a hang may not.
+        max_bytes: largest clip in memory, E_TOO_LARGE above. Up to workers + 2 clips exist at a time: those
+            decoding or waiting, and the one the caller holds.
+        backends: decoders in the order they are tried; decord is left out where it is not installed.
+        command: starts a worker in place of the real one (tests of hangs and crashes).
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 60.0,
+        max_bytes: int = 4 << 30,
+        backends: Sequence[str] = ("decord", "pyav"),
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self.workers = workers
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+        self.backends = tuple(name for name in backends if name != "decord" or find_spec("decord"))
+        start = command or worker_command()
+        self._all = [Worker(start, timeout_s) for _ in range(workers)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+        # Linux ends a worker with the THREAD that started it, so these threads live as long as the pool.
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill every worker and join every thread. The pool cannot be used again."""
+        for worker in self._all:
+            worker.abort()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._all:
+            worker.kill()  # reaps those that were idle
+
+    def decode(
+        self, jobs: Iterable[DecodeJob]
+    ) -> Generator[tuple[DecodeJob, Frames | ClipError], None, None]:
+        """Every job with its frames or its error, in order. At most workers + 1 clips are decoded ahead.
+
+        Jobs are drawn as they are needed. Leaving the loop early kills the workers that still decode for it.
+        """
+        return self._ordered(self._decode_clip, jobs)
+
+    def probe(self, jobs: Iterable[DecodeJob]) -> Generator[tuple[DecodeJob, Probe | ClipError], None, None]:
+        """Every job with the facts of its stream, or its error, in order, without decoding the clip."""
+        return self._ordered(self._probe_clip, jobs)
+
+    def _ordered(
+        self, work: Callable[[Worker, T], R | ClipError], items: Iterable[T]
+    ) -> Generator[tuple[T, R | ClipError], None, None]:
+        waiting: deque[tuple[T, Future[R | ClipError]]] = deque()
+        remaining = iter(items)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(waiting) <= self.workers:
+                    try:
+                        item = next(remaining)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    waiting.append((item, self._threads.submit(self._run, work, item)))
+                if not waiting:
+                    return
+                item, future = waiting.popleft()
+                yield item, future.result()
+        finally:
+            self._abandon([future for _, future in waiting])
+
+    def _run(self, work: Callable[[Worker, T], R | ClipError], item: T) -> R | ClipError:
+        worker = self._idle.get()
+        try:
+            return work(worker, item)
+        except ClipError as error:
+            return error
+        finally:
+            self._idle.put(worker)
+
+    def _abandon(self, futures: list[Future[Any]]) -> None:
+        """Stop work nobody waits for; idle workers stay."""
+        busy = [future for future in futures if not future.cancel() and not future.done()]
+        if busy:
+            for worker in self._all:
+                worker.abort()
+            for future in busy:
+                with contextlib.suppress(Exception):
+                    future.result()
+            for worker in self._all:
+                worker.revive()
+
+    def _probe_clip(self, worker: Worker, job: DecodeJob) -> Probe | ClipError:
+        check_file(job.path)
+        try:
+            facts = worker.ask({"path": str(job.path), "stream": job.stream_index}, self.max_bytes)[1]
+        except AttemptError as failure:
+            raise ClipError(
+                "E_DECODE", f"{job.path}: probing {failure}", backend_version("pyav"), 1
+            ) from None
+        facts.pop("type")
+        return Probe(**{**facts, "matrix": tuple(facts["matrix"]), "warnings": tuple(facts["warnings"])})
+
+    def _decode_clip(self, worker: Worker, job: DecodeJob) -> Frames | ClipError:
+        check_file(job.path)
+        start, end = job.start_frame or 0, job.end_frame
+        if start < 0:
+            raise ClipError("E_START_NEGATIVE", f"{job.path}: start_frame is {start}, want 0 or more")
+        if end is not None and end <= start:
+            raise ClipError(
+                "E_END_BEFORE_START", f"{job.path}: end_frame {end} is not after start_frame {start}"
+            )
+        request = {"path": str(job.path), "stream": job.stream_index, "start": start, "end": end}
+        failures: list[str] = []
+        for attempt, backend in enumerate(self.backends, start=1):
+            try:
+                array, facts = worker.ask(
+                    {**request, "backend": backend, "max_bytes": self.max_bytes}, self.max_bytes
+                )
+            except AttemptError as failure:
+                failures.append(f"{backend} {failure}")
+            except ClipError as error:
+                error.attempts = attempt if error.decoder else attempt - 1
+                raise
+            else:
+                return Frames(
+                    array, facts["decoder"], facts["fps_num"], facts["fps_den"], tuple(facts["warnings"])
+                )
+        message = f"{job.path}: {'; '.join(failures) or 'no decoder is installed'}"
+        decoder = backend_version(self.backends[-1]) if failures else None
+        raise ClipError("E_DECODE", message, decoder, len(failures))

@@ -1,0 +1,86 @@
+"""Small video files with known frames, made with PyAV."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+STEP = 6  # grey levels between two frames: frame i is a field of grey STEP * i
+
+
+def picture(number: int, width: int = 96, height: int = 64) -> np.ndarray:
+    """uint8 [height, width, 3]: grey STEP * number, its top left corner red."""
+    rgb = np.full((height, width, 3), STEP * number % 256, np.uint8)
+    rgb[:16, :16] = (220, 20, 20)
+    return rgb
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Which picture each frame [F, H, W, 3] shows, read from its centre."""
+    height, width = frames.shape[1:3]
+    centre = frames[:, height // 2 - 4 : height // 2 + 4, width // 2 - 4 : width // 2 + 4]
+    return [round(value / STEP) for value in centre.mean((1, 2, 3))]
+
+
+def write_video(
+    path: Path,
+    frames: int = 40,
+    *,
+    codec: str = "libx264",
+    size: tuple[int, int] = (96, 64),
+    rotation: float | None = None,
+    hflip: bool = False,
+    noise: bool = False,
+    codec_options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """H.264 with B-frames and a keyframe every 12 frames unless told otherwise; noise makes large packets."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        if codec == "mpeg4":
+            stream.bit_rate = 8_000_000  # the default is too coarse to tell frames apart
+        stream.options = codec_options or {"bf": "2", "g": "12", "threads": "1"}
+        if rotation is not None:
+            stream.set_display_rotation(rotation, hflip=hflip)
+        for number in range(frames):
+            rgb = picture(number, *size)
+            if noise:
+                rgb[20:] = random.integers(0, 256, rgb[20:].shape, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(rgb, "rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """A second of silence."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("pcm_s16le" if path.suffix == ".wav" else "aac", rate=16000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), "s16", "mono")
+        frame.rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    return path
+
+
+def packets(path: Path) -> list[tuple[int, int]]:
+    """(offset in the file, bytes) of every video packet."""
+    with av.open(str(path)) as container:
+        return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def remux(source: Path, target: Path, skip: int = 0) -> Path:
+    """The packets of source from the skip-th on, unchanged, in another container."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for index, packet in enumerate(read.demux(video=0)):
+            if packet.size and index >= skip:
+                packet.stream = stream
+                write.mux(packet)
+    return target
