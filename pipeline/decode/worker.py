@@ -114,7 +114,7 @@ def _check_size(facts: Probe, frames: int, limit: int, path: Path) -> None:
         raise ClipError(
             "E_TOO_LARGE",
             f"{path}: {frames} frames of {facts.width}x{facts.height} need {wanted / 2**30:.2f} GiB, the "
-            f"limit is {limit / 2**30:.2f} GiB; cut it with start_frame and end_frame, or raise max_bytes",
+            f"limit is {limit / 2**30:.2f} GiB; cut it into intervals with start_frame and end_frame",
         )
 
 

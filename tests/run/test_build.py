@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 import zarr
 
@@ -184,3 +185,24 @@ def test_missing_root_is_one_error(small_world: Path, tmp_path: Path, recipe: Re
     shutil.rmtree(moved)
     with pytest.raises(UserError, match="dataset import demo"):
         build(cache, "demo", recipe)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_gpu_equals_cpu(
+    small_world: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr("pipeline.run.engine.pick_device", lambda device=device: torch.device(device))
+        caches[device] = tmp_path / device
+        import_clips(caches[device], small_world)
+        build(caches[device], "demo", recipe)
+    slow, fast = everything(caches["cpu"]), everything(caches["cuda"])
+    for (stage, array, clip), rows in slow.items():
+        other = fast[stage, array, clip]
+        if array == "labels":
+            assert (other == rows).mean() > 0.999
+        elif array in ("features", "logits", "embedding"):
+            a, b = (x.reshape(-1).astype(np.float64) for x in (rows, other))
+            assert a @ b / np.sqrt((a @ a) * (b @ b)) > 0.99, (stage, array, clip)
