@@ -43,8 +43,10 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         if event.kind != "step":
-            self._close()
-            print(event.text, file=sys.stderr, flush=True)
+            if self.bar is not None:
+                self.bar.write(event.text, file=sys.stderr)  # above the bar, which stays
+            else:
+                print(event.text, file=sys.stderr, flush=True)
         elif self.terminal:
             self._draw(event)
         else:

@@ -89,8 +89,9 @@ def preset_names() -> list[str]:
 
 def read_preset(name: str) -> Preset:
     """The options of a preset by name, or of a YAML file by path. UserError names the file and the field."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file() or (path.parent == FOLDER and path.stem not in preset_names()):
+    own_file = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own_file else FOLDER / f"{name}.yaml"
+    if not (path.is_file() if own_file else name in preset_names()):
         raise UserError(
             f"no preset '{name}'; choose one of {', '.join(preset_names())}, or give a .yaml file"
         )

@@ -58,7 +58,7 @@ def check_cache(root: Path) -> None:
     """Raise UserError unless root is a cache whose format this version reads."""
     path = root / "cache.json"
     if not path.is_file():
-        raise UserError(f"{root} is not a cache (no cache.json); `bmoe-cache build` makes one")
+        raise UserError(f"{root} is not a cache (no cache.json); `bmoe-cache dataset import` makes one")
     with damage(path, "restore it from another cache of the same format"):
         _check_format(path, load_object(path))
 
