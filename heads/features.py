@@ -1,0 +1,245 @@
+"""Cached features as resident tensors: ragged windows resampled to T steps, one row per labelled clip.
+
+Clips that cannot be used are counted with the reason, never dropped in silence.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heads.resample import resample_weights, truncate_weights
+from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo
+from pipeline.errors import UserError
+from pipeline.spec import REGIONS
+from pipeline.store.layout import StageDir, build_path
+from pipeline.store.reader import Cache, StageReader
+from pipeline.store.records import load_quarantine
+
+if TYPE_CHECKING:
+    from pipeline.taxonomy import Taxonomy
+
+BLOCK = 256  # clips resampled at a time; 256 x 12 windows x 5 views x 1408 float32 are 87 MB
+ALL = SEMANTIC + MOTION + MOTION_LOGITS
+TENSORS = {
+    "semantic": ("sem_full", "sem_full_valid", "sem_parts", "sem_parts_valid"),
+    "motion": ("motion", "motion_logits"),
+}
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """One split: clip_id and label [N] int64 in the row order of the tensors (named in `heads.spec`)."""
+
+    clip_id: tuple[str, ...]
+    label: Tensor
+    tensors: dict[str, Tensor]
+
+    def batch(self, index: Tensor) -> dict[str, Tensor]:
+        """The tensors of the clips of an int64 index."""
+        return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+
+    def to(self, device: torch.device | str) -> "SplitFeatures":
+        """The same on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return SplitFeatures(self.clip_id, self.label.to(device), moved)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a data set.
+
+    Attributes:
+        splits: name -> features; a split without usable clips is missing.
+        keys: stage -> key of the cache entry that was read.
+        dim, motion_dim: D and Dm; 0 for a stream that was not read.
+        counts: split -> reason -> clips. "used" plus all others is the number of clips of the manifest.
+    """
+
+    dataset: str
+    taxonomy: "Taxonomy"
+    splits: dict[str, SplitFeatures]
+    keys: dict[str, str]
+    dim: int
+    motion_dim: int
+    t_len: int
+    t_mode: str
+    counts: dict[str, dict[str, int]]
+
+    def only(self, needs: Sequence[FeatureReq]) -> "FeatureSet":
+        """Without the streams a head does not read. Raises UserError when one it reads is not there."""
+        wanted = {need.stage for need in needs}
+        if missing := sorted(wanted - self.keys.keys()):
+            raise UserError(
+                f"{self.dataset}: {missing[0]} features were not loaded; load them with the others"
+            )
+        names = {name for stage in wanted for name in TENSORS[stage]}
+        splits = {
+            n: SplitFeatures(s.clip_id, s.label, {k: t for k, t in s.tensors.items() if k in names})
+            for n, s in self.splits.items()
+        }
+        return replace(
+            self,
+            splits=splits,
+            keys={stage: key for stage, key in self.keys.items() if stage in wanted},
+            dim=self.dim if "semantic" in wanted else 0,
+            motion_dim=self.motion_dim if "motion" in wanted else 0,
+        )
+
+    def info(self, label_vectors: np.ndarray) -> HeadInfo:
+        """What a head is told. Label ids run 0, 1, 2, ... and so are positions too."""
+        return HeadInfo(
+            dim=self.dim,
+            motion_dim=self.motion_dim,
+            classes=tuple(label.name for label in self.taxonomy.labels),
+            coarse=tuple(label.coarse for label in self.taxonomy.labels),
+            coarse_names=tuple(group.name for group in self.taxonomy.coarse),
+            experts=self.taxonomy.experts,
+            label_vectors=label_vectors,
+        )
+
+
+def load_features(
+    cache_root: Path,
+    dataset: str,
+    t_len: int = 8,
+    t_mode: str = "resample",
+    *,
+    needs: Sequence[FeatureReq] = ALL,
+    splits: Iterable[str] = ("train", "val"),
+) -> FeatureSet:
+    """Everything a head needs of a data set, in memory.
+
+    Args:
+        cache_root: the cache folder.
+        dataset: name of the data set in it.
+        t_len: T, the steps every clip is brought to.
+        t_mode: "resample", linear interpolation over the whole clip, or "pad_truncate", the first T windows.
+        needs: the arrays to read.
+        splits: the splits to read.
+
+    Raises:
+        UserError: no such cache or data set, or an array is missing (with the command that makes it).
+    """
+    cache = Cache(cache_root)
+    manifest = cache.dataset(dataset)
+    keys, stages, quarantined = _open_stages(cache, dataset, needs)
+    clip_keys = cache.clip_keys(dataset)
+    classes = len(manifest.taxonomy.labels)
+    rows: dict[str, list[tuple[str, str, int]]] = {name: [] for name in splits}
+    counts: dict[str, dict[str, int]] = {name: {"used": 0} for name in rows}
+    for clip in manifest.clips:
+        if clip.split not in rows:
+            continue
+        key = clip_keys.get(clip.clip_id)
+        label, reason = _label(clip.label_ids, classes), "used"
+        if isinstance(label, str):
+            reason = label
+        elif key is None:
+            reason = "unreadable"
+        elif any(key not in stage.clips for stage in stages.values()):
+            reason = "quarantined" if key in quarantined else "pending"
+        else:
+            rows[clip.split].append((clip.clip_id, key, label))
+        counts[clip.split][reason] = counts[clip.split].get(reason, 0) + 1
+    read = {
+        name: SplitFeatures(
+            tuple(r[0] for r in chosen),
+            torch.tensor([r[2] for r in chosen], dtype=torch.int64),
+            _read_split([r[1] for r in chosen], stages, needs, t_len, t_mode),
+        )
+        for name, chosen in rows.items()
+        if chosen
+    }
+    dims = [stages[s].arrays["features"].row_shape[-1] if s in stages else 0 for s in ("semantic", "motion")]
+    return FeatureSet(dataset, manifest.taxonomy, read, keys, dims[0], dims[1], t_len, t_mode, counts)
+
+
+def _open_stages(
+    cache: Cache, dataset: str, needs: Sequence[FeatureReq]
+) -> tuple[dict[str, str], dict[str, StageReader], set[str]]:
+    """Keys and readers of the stages that are needed, and the clip keys any stage of the build quarantined.
+
+    Refuses a cache that lacks an array.
+    """
+    root = cache.root
+    command = f"bmoe-cache build --dataset {dataset} --cache {root} --preset "
+    if not build_path(root, dataset).is_file():
+        raise UserError(f"{root}: {dataset} was not built here; make its features: {command}PRESET")
+    build = cache.builds(dataset)
+    built: dict[str, str] = build["stages"]
+    command += build["preset"]
+    stages: dict[str, StageReader] = {}
+    for need in needs:
+        if need.stage not in built:
+            raise UserError(f"{root}: no {need.stage} features of {dataset}; make them: {command}")
+        if need.stage not in stages:
+            stages[need.stage] = cache.stage(need.stage, built[need.stage])
+        array = stages[need.stage].arrays.get(need.array)
+        if array is None or len(array.row_shape) != need.rank:
+            what = "is missing" if array is None else f"has rank {len(array.row_shape)}, not {need.rank}"
+            raise UserError(f"{root}: array {need.array} of {need.stage} {what}; make it: {command}")
+    folders = [StageDir(root, stage, key) for stage, key in built.items()]
+    quarantined = {entry.clip_key for folder in folders for entry in load_quarantine(folder.quarantine)}
+    return {stage: built[stage] for stage in stages}, stages, quarantined
+
+
+def _label(ids: tuple[int, ...] | None, classes: int) -> int | str:
+    """The class, or the reason why the clip cannot be used."""
+    if not ids:
+        return "unlabelled"
+    if len(ids) > 1:
+        return "several_labels"
+    return ids[0] if 0 <= ids[0] < classes else "unknown_label"
+
+
+def _read_split(
+    keys: list[str], stages: dict[str, StageReader], needs: Sequence[FeatureReq], t_len: int, t_mode: str
+) -> dict[str, Tensor]:
+    wanted = {(n.stage, n.array) for n in needs}
+    tensors: dict[str, Tensor] = {}
+    if ("semantic", "features") in wanted:
+        tensors |= _semantic(keys, stages["semantic"], t_len, t_mode)
+    for array, name in (("features", "motion"), ("logits", "motion_logits")):
+        if ("motion", array) in wanted:
+            spec = stages["motion"].arrays[array]
+            out = np.empty((len(keys), *spec.row_shape), np.float32)
+            for row, key in enumerate(keys):
+                out[row] = stages["motion"].read(key, array)[0]
+            tensors[name] = torch.from_numpy(out)
+    return tensors
+
+
+def _semantic(keys: list[str], stage: StageReader, t_len: int, t_mode: str) -> dict[str, Tensor]:
+    """sem_* tensors. Clips with the same number of windows are resampled together."""
+    views = list(stage.facts["views"])
+    order = [views.index(v) for v in ("full", *REGIONS)]
+    dim = stage.arrays["features"].row_shape[-1]
+    full = torch.empty(len(keys), t_len, dim)
+    parts = torch.empty(len(keys), len(REGIONS), t_len, dim)
+    valid = torch.empty(len(keys), len(order), t_len, dtype=torch.bool)
+    by_count: dict[int, list[int]] = {}
+    for row, key in enumerate(keys):
+        by_count.setdefault(stage.clips[key].n_rows, []).append(row)
+    for rows in by_count.values():
+        for block in (rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)):
+            x = torch.from_numpy(np.stack([stage.read(keys[r], "features") for r in block])[:, :, order])
+            present = np.stack([stage.read(keys[r], "present") for r in block])[:, :, order] > 0
+            if t_mode == "resample":
+                starts = np.array([stage.clips[keys[r]].facts["start_frames"] for r in block], np.float64)
+                weights, ok = resample_weights(present, starts, t_len)
+            else:
+                weights, ok = truncate_weights(present, t_len)
+            y = torch.from_numpy(weights) @ x.float().transpose(1, 2)
+            full[block], parts[block] = y[:, 0], y[:, 1:]
+            valid[block] = torch.from_numpy(ok)
+    return {
+        "sem_full": full,
+        "sem_full_valid": valid[:, 0].contiguous(),
+        "sem_parts": parts,
+        "sem_parts_valid": valid[:, 1:].contiguous(),
+    }
