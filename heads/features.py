@@ -16,9 +16,7 @@ from heads.resample import resample_weights, truncate_weights
 from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS
-from pipeline.store.layout import StageDir, build_path
 from pipeline.store.reader import Cache, StageReader
-from pipeline.store.records import load_quarantine
 
 if TYPE_CHECKING:
     from pipeline.taxonomy import Taxonomy
@@ -168,7 +166,7 @@ def _open_stages(
     """
     root = cache.root
     command = f"bmoe-cache build --dataset {dataset} --cache {root} --preset "
-    if not build_path(root, dataset).is_file():
+    if not cache.built(dataset):
         raise UserError(f"{root}: {dataset} was not built here; make its features: {command}PRESET")
     build = cache.builds(dataset)
     built: dict[str, str] = build["stages"]
@@ -183,9 +181,7 @@ def _open_stages(
         if array is None or len(array.row_shape) != need.rank:
             what = "is missing" if array is None else f"has rank {len(array.row_shape)}, not {need.rank}"
             raise UserError(f"{root}: array {need.array} of {need.stage} {what}; make it: {command}")
-    folders = [StageDir(root, stage, key) for stage, key in built.items()]
-    quarantined = {entry.clip_key for folder in folders for entry in load_quarantine(folder.quarantine)}
-    return {stage: built[stage] for stage in stages}, stages, quarantined
+    return {stage: built[stage] for stage in stages}, stages, cache.quarantined(dataset)
 
 
 def _label(ids: tuple[int, ...] | None, classes: int) -> int | str:

@@ -47,9 +47,9 @@ def test_planning_loads_no_torch(built_cache: Path) -> None:
 def test_info_accounts_for_every_clip(built_cache: Path) -> None:
     status, out, _ = run("info", "--dataset", "demo", "--cache", built_cache, "--json")
     assert status == 0
-    assert json.loads(out)["clips"] == {"manifest": 24, "done": 24, "quarantined": 0, "pending": 0}
+    assert json.loads(out)["clips"] == {"manifest": 12, "done": 12, "quarantined": 0, "pending": 0}
     status, out, _ = run("info", "--dataset", "demo", "--cache", built_cache)
-    assert "24 clips = 24 done, 0 quarantined, 0 pending" in out
+    assert "12 clips = 12 done, 0 quarantined, 0 pending" in out
 
 
 def test_plan_says_fresh(built_cache: Path) -> None:
@@ -63,9 +63,9 @@ def test_import_reports_splits_and_build_is_pending_before(small_world: Path, tm
     status, out, _ = run("dataset", "import", "demo", "--root", small_world, "--cache", cache, "--json")
     assert status == 0
     record = json.loads(out)
-    assert (record["clips"], record["splits"]) == (24, {"train": 12, "val": 12})
+    assert (record["clips"], record["splits"]) == (12, {"train": 6, "val": 6})
     status, out, _ = run("info", "--dataset", "demo", "--cache", cache, "--json")
-    assert json.loads(out)["clips"] == {"manifest": 24, "done": 0, "quarantined": 0, "pending": 24}
+    assert json.loads(out)["clips"] == {"manifest": 12, "done": 0, "quarantined": 0, "pending": 12}
 
 
 def test_validate(small_world: Path, tmp_path: Path) -> None:

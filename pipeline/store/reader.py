@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.store import layout
 from pipeline.store.layout import ArraySpec, StageDir
-from pipeline.store.records import ClipRows
+from pipeline.store.records import ClipRows, load_quarantine
 from pipeline.store.shard import CompressedRows, dtype_of, open_shard
 
 if TYPE_CHECKING:
@@ -49,6 +49,15 @@ class Cache:
     def builds(self, name: str) -> dict[str, Any]:
         """What the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}."""
         return layout.load_build(self.root, name)
+
+    def built(self, name: str) -> bool:
+        """Whether a dataset was ever built in this cache."""
+        return layout.build_path(self.root, name).is_file()
+
+    def quarantined(self, name: str) -> set[str]:
+        """Clip keys that any stage of the last build of a dataset refused."""
+        folders = [StageDir(self.root, stage, key) for stage, key in self.builds(name)["stages"].items()]
+        return {entry.clip_key for folder in folders for entry in load_quarantine(folder.quarantine)}
 
     def stage(self, stage: str, key: str) -> "StageReader":
         """A stage as it is on disk now. Raises UserError when it was not built or is damaged."""

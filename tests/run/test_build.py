@@ -37,8 +37,8 @@ def small_shards(recipe: Recipe, clips: int) -> Recipe:
 
 def test_every_clip_is_accounted_for(built_cache: Path) -> None:
     report = describe(built_cache, "demo")
-    assert report["clips"] == {"manifest": 24, "done": 24, "quarantined": 0, "pending": 0}
-    assert {name: stage["clips"] for name, stage in report["stages"].items()} == dict.fromkeys(STAGES, 24)
+    assert report["clips"] == {"manifest": 12, "done": 12, "quarantined": 0, "pending": 0}
+    assert {name: stage["clips"] for name, stage in report["stages"].items()} == dict.fromkeys(STAGES, 12)
     assert report["quarantine"] == []
 
 
@@ -97,10 +97,10 @@ def test_segment_then_extract_equals_build(
     import_clips(cache, small_world)
     with pytest.raises(UserError, match="bmoe-cache segment"):
         build(cache, "demo", recipe, ("regions", "semantic", "motion"))
-    assert build(cache, "demo", recipe, ("segment",)).computed == {"segment": 24}
+    assert build(cache, "demo", recipe, ("segment",)).computed == {"segment": 12}
     # Other shards than the whole build had: what a clip holds must not depend on its neighbours.
     result = build(cache, "demo", small_shards(recipe, 7), ("regions", "semantic", "motion"))
-    assert result.computed == {"regions": 24, "semantic": 24, "motion": 24}
+    assert result.computed == {"regions": 12, "semantic": 12, "motion": 12}
     whole, parts = everything(built_cache), everything(cache)
     assert whole.keys() == parts.keys()
     for name, rows in whole.items():
@@ -119,7 +119,7 @@ def test_changed_padding_recomputes_regions_and_semantic(built_cache: Path, tmp_
     preset["regions"]["padding"] = 0.2
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump(preset))
     result = build(cache, "demo", load_recipe(str(tmp_path / "wide.yaml")))
-    assert result.computed == {"segment": 0, "regions": 24, "semantic": 24, "motion": 0}
+    assert result.computed == {"segment": 0, "regions": 12, "semantic": 12, "motion": 0}
     assert {stage.stage: stage.state for stage in result.before.stages} == {
         "segment": "fresh", "regions": "stale", "semantic": "stale", "motion": "fresh",
     }  # fmt: skip
@@ -138,8 +138,8 @@ def test_frames_beyond_the_header_find_another_shard(
     monkeypatch.setattr(build_module, "scan", lying_scan)
     cache = tmp_path / "cache"
     import_clips(cache, small_world)
-    result = build(cache, "demo", small_shards(recipe, 8))
-    assert (result.clips.done, result.clips.pending) == (24, 0)
+    result = build(cache, "demo", small_shards(recipe, 6))
+    assert (result.clips.done, result.clips.pending) == (12, 0)
     report = describe(cache, "demo")
     assert report["stages"]["segment"]["shards"] > 3
 
@@ -168,8 +168,8 @@ def test_killed_build_goes_on_where_it_was(
     assert half["done"] >= 6
     assert half["pending"] > 0
     result = build(cache, "demo", small_shards(recipe, 6))
-    assert result.clips.done == 24
-    assert 24 - half["done"] <= result.computed["motion"] <= half["pending"]
+    assert result.clips.done == 12
+    assert 12 - half["done"] <= result.computed["motion"] <= half["pending"]
     assert {path: path.read_bytes() for path in kept} == kept
     whole, resumed = everything(built_cache), everything(cache)
     assert whole.keys() == resumed.keys()
