@@ -211,8 +211,9 @@ def provenance() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident size so far of this process or one it has waited for, in bytes."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage.ru_maxrss for usage in usages) * 1024
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
