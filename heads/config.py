@@ -114,7 +114,7 @@ PAPER = {
 }  # fmt: skip
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {"stage1": {}, "stage2": {}},
-    "small": {"stage1": {"epochs": 6, "lr": 1e-3}, "stage2": {"epochs": 16, "lr": 3e-3}},
+    "small": {"stage1": {"epochs": 6, "lr": 1e-3}, "stage2": {"epochs": 16, "lr": 3e-4}},
     "paper": {"stage1": PAPER, "stage2": PAPER},
 }
 

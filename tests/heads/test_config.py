@@ -74,7 +74,7 @@ def test_recipes() -> None:
     assert (paper.stage1.epochs, paper.stage2.epochs) == (100, 7)
     assert Config().stage1.optimizer == "adamw"
     small = load_config("bmoe_demo")
-    assert (small.stage1.epochs, small.stage2.epochs, small.stage2.lr) == (6, 16, 0.003)
+    assert (small.stage1.epochs, small.stage2.epochs, small.stage2.lr) == (6, 16, 0.0003)
     assert load_config("bmoe_demo", ["recipe=default"]).stage1 == Config().stage1
 
 
