@@ -164,8 +164,8 @@ def _finished(folder: Path, config: Config, keys: dict[str, str]) -> dict[str, f
 
 
 def _previews(out: Path, cache: Path, clip_ids: list[str]) -> list[Path]:
-    """Pictures of a few clips, spread over the classes."""
-    chosen = clip_ids[:: max(len(clip_ids) // PREVIEWS, 1)][:PREVIEWS]
+    """Pictures of a few clips of different classes."""
+    chosen = clip_ids[:: len(clip_ids) // PREVIEWS + 1]  # a step of 21 walks through the 12 classes
     folder = out / "previews"
     made = sorted(folder.glob("*.png"))
     if len(made) == len(chosen):
