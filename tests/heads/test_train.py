@@ -57,6 +57,7 @@ def test_learns_a_planted_signal(tmp_path: Path) -> None:
             "stage1.lr=0.003",
             "stage2.epochs=6",
             "stage2.batch=16",
+            "stage2.lr=0.003",
         ],
     )
     result = train(Path("unused"), "demo", config, tmp_path / "run", features=data, on_epoch=records.append)
