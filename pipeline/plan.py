@@ -165,7 +165,7 @@ def make_plan(
     plans = []
     for name in stages:
         held = holds[name]
-        state, why = _judge(cache, specs[name], open_stages[name], missing[name], previous.get(name))
+        state, why = _judge(cache, specs[name], held, missing[name], previous.get(name))
         rows = sum(stage_rows(spec, name, task.frames) for task in ordered if task.key in missing[name])
         mine = [task.key for task in tasks.values()]
         done = sum(key in held.done for key in mine)
@@ -231,11 +231,11 @@ def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple
 
 
 def _judge(
-    cache: Path, spec: StageSpec, stage: Stage | None, missing: frozenset[str], previous: str | None
+    cache: Path, spec: StageSpec, held: StageContents, missing: frozenset[str], previous: str | None
 ) -> tuple[str, str]:
     if not missing:
         return "fresh", "nothing to do"
-    if stage is not None and stage.receipts():
+    if held.done:
         return "partial", f"{len(missing)} clips new or unfinished"
     if previous is not None and previous != spec.key:
         old = open_stage(cache, spec.stage, previous)

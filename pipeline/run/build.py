@@ -14,7 +14,7 @@ from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener
 from pipeline.manifest import Manifest, manifest_path, read_manifest
 from pipeline.media import Media, read_media, scan, write_media
-from pipeline.plan import Counts, Group, Plan, make_plan, shard_rows
+from pipeline.plan import Counts, Group, Plan, contents, make_plan, shard_rows
 from pipeline.presets import Recipe
 from pipeline.spec import STAGES
 from pipeline.stages.work import Work
@@ -117,8 +117,7 @@ def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
     planned = {stage.stage for stage in plan.stages}
     if "segment" in planned or not planned & {"regions", "semantic"}:
         return
-    stage = open_stage(cache, "segment", recipe.spec.segment.key)
-    held = {clip.clip_key for receipt in stage.receipts() for clip in receipt.clips} if stage else set()
+    held = contents(open_stage(cache, "segment", recipe.spec.segment.key)).done
     lacking = {
         task.key
         for group in plan.groups
