@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo-weights"), help="rendered clips, 11 GB")
     parser.add_argument("--clips", type=int, default=1800)
     parser.add_argument("--only", choices=list(TRAINERS), nargs="*", default=list(TRAINERS))
-    parser.add_argument("--steps", type=int, nargs=3, default=[4000, 2400, 1100])
+    parser.add_argument("--steps", type=int, nargs=3, default=[3000, 2400, 1100])
     options = parser.parse_args()
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
