@@ -1,36 +1,26 @@
 """The command line: parse, call, print. Every command imports what it needs when it runs, so --help is instant."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+
+from pipeline.commands import dataset as dataset_commands
+from pipeline.commands.common import (
+    Cache,
+    Dataset,
+    Group,
+    Json,
+    Preset,
+    Set,
+    Weights,
+    Workers,
+    listener,
+    show,
+)
 
 if TYPE_CHECKING:
-    from pipeline.events import Listener
     from pipeline.run.build import BuildResult
-
-
-class Group(TyperGroup):
-    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
-
-    def invoke(self, ctx: Any) -> Any:
-        from pipeline.errors import ClipError, UserError
-
-        try:
-            return super().invoke(ctx)
-        except (UserError, ClipError) as error:
-            typer.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except OSError as error:
-            typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            typer.echo("stopped; finished shards are kept, run the same command to go on", err=True)
-            sys.exit(130)
-
 
 app = typer.Typer(
     cls=Group,
@@ -40,69 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cache frozen body-part video features once, then train micro-action heads in minutes.",
 )
-dataset_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import and check clip tables.")
-app.add_typer(dataset_app, name="dataset")
-
-Cache = Annotated[Path, typer.Option("--cache", help="Folder of the cache.", envvar="BMOE_CACHE")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Name the dataset was imported under.")]
-Preset = Annotated[str, typer.Option("--preset", help="Encoders and options: manifests/presets, or a .yaml.")]
-Weights = Annotated[Path | None, typer.Option("--weights", help="Folder with weights files.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-@dataset_app.command("import")
-def dataset_import(
-    name: Annotated[str, typer.Argument(help="demo, ma52, or a name of your own together with --as.")],
-    root: Annotated[Path, typer.Option("--root", help="Folder of the videos; every path stays under it.")],
-    cache: Cache,
-    adapter: Annotated[
-        str | None, typer.Option("--as", help="folder, list or csv; default: the dataset's own.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Read a folder, a "path label" list or a CSV into the cache's clip table."""
-    from collections import Counter
-
-    from pipeline.datasets import import_dataset
-    from pipeline.manifest import manifest_path, write_manifest
-    from pipeline.store.layout import init_cache
-
-    manifest = import_dataset(name, root, adapter)
-    init_cache(cache)
-    path = manifest_path(cache, name)
-    write_manifest(manifest, path)
-    splits = dict(sorted(Counter(clip.split for clip in manifest.clips).items()))
-    labelled = sum(clip.label_ids is not None for clip in manifest.clips)
-    record = {"dataset": name, "clips": len(manifest.clips), "labelled": labelled, "splits": splits,
-              "classes": len(manifest.taxonomy.labels), "manifest": str(path)}  # fmt: skip
-    rows = ", ".join(f"{split} {count}" for split, count in splits.items())
-    _show(as_json, record, f"{name}: {len(manifest.clips)} clips ({rows}), {labelled} labelled -> {path}")
-
-
-@dataset_app.command("validate")
-def dataset_validate(
-    name: Annotated[str, typer.Argument(help="Name of an imported dataset.")],
-    cache: Cache,
-    deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
-    workers: Workers = 2,
-    as_json: Json = False,
-) -> None:
-    """Check an imported dataset; exit status 2 when it has errors."""
-    from pipeline.manifest import manifest_path, read_manifest
-    from pipeline.run.deep import decode_problems
-    from pipeline.validate import validate
-
-    manifest = read_manifest(manifest_path(cache, name))
-    extra = decode_problems(manifest, workers, _listener(as_json)) if deep else ()
-    report = validate(manifest, extra)
-    failed = report.errors > 0 or (strict and report.warnings > 0)
-    record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,
-              "counts": report.counts, "problems": report.lines()}  # fmt: skip
-    summary = f"{name}: {len(manifest.clips)} clips, {report.errors} errors, {report.warnings} warnings"
-    _show(as_json, record, "\n".join([*report.lines(), summary]))
-    raise typer.Exit(2 if failed else 0)
+app.add_typer(dataset_commands.app, name="dataset")
 
 
 @app.command()
@@ -111,20 +39,23 @@ def plan(
     cache: Cache,
     preset: Preset = "base",
     weights: Weights = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Say for every stage what is fresh, partial, stale or missing, and why."""
     from pipeline.presets import load_recipe
     from pipeline.run.build import plan_dataset, plan_record
 
-    planned, _, _ = plan_dataset(cache, dataset, load_recipe(preset, weights), listen=_listener(as_json))
+    planned, _, _ = plan_dataset(
+        cache, dataset, load_recipe(preset, weights, overrides or ()), listen=listener(as_json)
+    )
     lines = [_clips_line(dataset, plan_record(planned)["clips"])]
     lines += [
         f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  "
         f"{stage.why}"
         for stage in planned.stages
     ]
-    _show(as_json, plan_record(planned), "\n".join(lines))
+    show(as_json, plan_record(planned), "\n".join(lines))
 
 
 @app.command()
@@ -133,11 +64,12 @@ def build(
     cache: Cache,
     preset: Preset = "base",
     weights: Weights = None,
+    overrides: Set = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Compute everything the preset lacks for a dataset. Exit status 1 while any clip is pending."""
-    _build(dataset, cache, preset, weights, workers, as_json, None)
+    _build(dataset, cache, preset, weights, overrides, workers, as_json, None)
 
 
 @app.command()
@@ -146,11 +78,12 @@ def segment(
     cache: Cache,
     preset: Preset = "base",
     weights: Weights = None,
+    overrides: Set = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Only the segment stage: part labels of every clip."""
-    _build(dataset, cache, preset, weights, workers, as_json, ("segment",))
+    _build(dataset, cache, preset, weights, overrides, workers, as_json, ("segment",))
 
 
 @app.command()
@@ -159,11 +92,12 @@ def extract(
     cache: Cache,
     preset: Preset = "base",
     weights: Weights = None,
+    overrides: Set = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Regions, semantic and motion features, after `segment`."""
-    _build(dataset, cache, preset, weights, workers, as_json, ("regions", "semantic", "motion"))
+    _build(dataset, cache, preset, weights, overrides, workers, as_json, ("regions", "semantic", "motion"))
 
 
 @app.command()
@@ -184,7 +118,7 @@ def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
         for q in record["quarantine"]
     ]
     lines += [f"warning {w['clip_id']}: {w['text']}" for w in record["warnings"]]
-    _show(as_json, record, "\n".join(lines))
+    show(as_json, record, "\n".join(lines))
 
 
 @app.command()
@@ -214,7 +148,7 @@ def train(
 
     result = train_head(cache, dataset, config, folder, seed, device=device, on_epoch=say)
     record = {**asdict(result), "run_dir": str(folder)}
-    _show(
+    show(
         as_json,
         record,
         f"top-1 {result.top1:.4f}, macro F1 {result.f1_macro:.4f} on val (epoch {result.best_epoch}), "
@@ -235,7 +169,7 @@ def evaluate(
 
     scores = evaluate_run(run, cache, split, device=device)
     table = "\n".join(f"{name:<16} {value:.4f}" for name, value in scores.items())
-    _show(as_json, {"run": str(run), "split": split, **scores}, table)
+    show(as_json, {"run": str(run), "split": split, **scores}, table)
 
 
 @app.command()
@@ -251,7 +185,7 @@ def preview(
 
     paths = write_previews(cache, dataset, clips, out)
     record = {"previews": {clip: str(path) for clip, path in paths.items()}}
-    _show(as_json, record, "\n".join(str(path) for path in paths.values()))
+    show(as_json, record, "\n".join(str(path) for path in paths.values()))
 
 
 @app.command()
@@ -266,13 +200,13 @@ def demo(
     if only == "world":
         from pipeline.demo.journey import render
 
-        count = render(out / "world", _listener(as_json))
-        _show(as_json, {"rendered": count}, f"{count} clips rendered -> {out / 'world'}")
+        count = render(out / "world", listener(as_json))
+        show(as_json, {"rendered": count}, f"{count} clips rendered -> {out / 'world'}")
         return
     from pipeline.demo.journey import run_demo, summary_text
 
-    summary = run_demo(out, _listener(as_json))
-    _show(as_json, summary, summary_text(summary, out))
+    summary = run_demo(out, listener(as_json))
+    show(as_json, summary, summary_text(summary, out))
     raise typer.Exit(1 if summary["clips"]["pending"] else 0)
 
 
@@ -281,6 +215,7 @@ def _build(
     cache: Path,
     preset: str,
     weights: Path | None,
+    overrides: list[str] | None,
     workers: int,
     as_json: bool,
     stages: tuple[str, ...] | None,
@@ -292,15 +227,15 @@ def _build(
     from pipeline.run.build import plan_record
     from pipeline.spec import STAGES
 
-    recipe = load_recipe(preset, weights)
-    result = run_build(cache, dataset, recipe, stages or STAGES, _listener(as_json), workers)
+    recipe = load_recipe(preset, weights, overrides or ())
+    result = run_build(cache, dataset, recipe, stages or STAGES, listener(as_json), workers)
     record = {
         **plan_record(result.before),
         "clips": asdict(result.clips),
         "computed": dict(result.computed),
         "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
     }
-    _show(as_json, record, _build_text(dataset, result))
+    show(as_json, record, _build_text(dataset, result))
     raise typer.Exit(1 if result.clips.pending else 0)
 
 
@@ -321,16 +256,6 @@ def _build_text(dataset: str, result: "BuildResult") -> str:
 def _clips_line(dataset: str, clips: dict[str, int]) -> str:
     parts = ", ".join(f"{clips[name]} {name}" for name in ("done", "quarantined", "pending"))
     return f"{dataset}: {clips['manifest']} clips = {parts}"
-
-
-def _listener(as_json: bool) -> "Listener":
-    from pipeline.events import Console, silent
-
-    return silent if as_json else Console()
-
-
-def _show(as_json: bool, record: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(record, default=str) if as_json else text)
 
 
 if __name__ == "__main__":

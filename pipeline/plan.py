@@ -79,7 +79,7 @@ class StageContents:
 def rows_of(spec: StageSpec, frames: int) -> int:
     """Rows a clip of so many frames takes in a stage."""
     if isinstance(spec, SemanticSpec):
-        return max(frames - spec.window, 0) // spec.stride + 1
+        return spec.window_count(frames)
     if isinstance(spec, MotionSpec):
         return 1
     stride = spec.stride if isinstance(spec, SegmentSpec) else 1

@@ -4,13 +4,13 @@ A preset's weights must be on this machine, because their digest is part of ever
 one line with how to get it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.encoders.weights import checked_sha256, resolve_weights, weights_entry
 from pipeline.errors import UserError
@@ -24,11 +24,16 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 class SegmentOptions(Options):
     weights: str
     label_size: tuple[int, int]
     normalisation: Literal["mmseg", "lite"] = "mmseg"
     stride: int = Field(default=1, ge=1)
+    crop: Literal["none", "person"] = "none"
+    precision: Precision = "float32"
 
 
 class RegionsOptions(Options):
@@ -39,18 +44,40 @@ class RegionsOptions(Options):
     min_area: float = Field(default=0.0005, ge=0, lt=1)
     clothing: Literal["keep", "reassign"] = "keep"
     mask: bool = True
+    carry: Literal["nearest", "blend"] = "nearest"
+
+
+class TokenOptions(Options):
+    """Token maps kept beside the features, pooled to `grid` and projected to `width` in the same pass."""
+
+    views: tuple[str, ...] = ("full",)
+    grid: tuple[int, int] = (7, 7)
+    width: int | None = Field(default=256, ge=1)  # None keeps the encoder's own width
+    projection: str = "random"  # seeded orthogonal, or a file that `bmoe-cache project` has fitted
 
 
 class SemanticOptions(Options):
     weights: str
-    stride: int = Field(default=4, ge=1)
+    stride: int | None = Field(default=None, ge=1)  # 4 where neither stride nor windows nor sampling is given
+    windows: int | None = Field(default=None, ge=1)
+    sampling: Literal["dense", "uniform"] = "dense"
     normalisation: Literal["imagenet", "none"] = "imagenet"
+    tokens: TokenOptions | None = None
+    precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        given = [self.stride is not None, self.windows is not None, self.sampling == "uniform"]
+        if sum(given) > 1:
+            raise ValueError("give one of stride, windows, and sampling: uniform")
+        return self
 
 
 class MotionOptions(Options):
     weights: str
     short_side: int = Field(default=256, ge=1)
     crop: int = Field(default=224, ge=1)
+    precision: Precision = "float32"
 
 
 class Batch(Options):
@@ -87,8 +114,11 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_preset(name: str) -> Preset:
-    """The options of a preset by name, or of a YAML file by path. UserError names the file and the field."""
+def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
+    """The options of a preset by name, or of a YAML file by path, with overrides such as `regions.padding=0.15`.
+
+    Raises UserError naming the file and the field.
+    """
     own_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if own_file else FOLDER / f"{name}.yaml"
     if not (path.is_file() if own_file else name in preset_names()):
@@ -96,7 +126,10 @@ def read_preset(name: str) -> Preset:
             f"no preset '{name}'; choose one of {', '.join(preset_names())}, or give a .yaml file"
         )
     try:
-        return Preset.model_validate(yaml.safe_load(path.read_text()))
+        values = yaml.safe_load(path.read_text())
+        for override in overrides if isinstance(values, dict) else ():
+            _lay_over(values, override)
+        return Preset.model_validate(values)
     except (ValidationError, yaml.YAMLError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
@@ -106,7 +139,20 @@ def read_preset(name: str) -> Preset:
         raise UserError(f"{path}: not a preset ({reason}); see manifests/presets/demo.yaml") from None
 
 
-def load_recipe(name: str, weights_folder: Path | None = None) -> Recipe:
+def _lay_over(values: dict[str, Any], override: str) -> None:
+    """Set one dotted field of a preset's values in place; the value is YAML."""
+    dotted, sign, text = override.partition("=")
+    if not sign:
+        raise UserError(f"--set {override}: write STAGE.OPTION=VALUE, e.g. regions.padding=0.15")
+    *sections, leaf = dotted.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
+    values[leaf] = yaml.safe_load(text)
+
+
+def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Find the weights of a preset, take their digests, and link the specs.
 
     Raises UserError naming every missing file at once, each with how to get it and its licence.
@@ -114,7 +160,7 @@ def load_recipe(name: str, weights_folder: Path | None = None) -> Recipe:
     from pipeline.encoders.preprocess import normalisation
     from pipeline.regions import load_parts
 
-    preset = read_preset(name)
+    preset = read_preset(name, overrides)
     wanted = {stage: getattr(preset, stage).weights for stage in ("segment", "semantic", "motion")}
     files: dict[str, Path] = {}
     missing: list[str] = []
@@ -136,19 +182,28 @@ def load_recipe(name: str, weights_folder: Path | None = None) -> Recipe:
         mean=mean,
         std=std,
         stride=preset.segment.stride,
+        parts=preset.regions.parts,
+        crop=preset.segment.crop,
+        precision=preset.segment.precision,
     )
     regions = RegionsSpec(
         reads={"segment": segment.key},
         parts=load_parts(preset.regions.parts).regions,
         **preset.regions.model_dump(exclude={"parts"}),
     )
+    options = preset.semantic
+    dense = options.sampling == "dense"
     semantic = SemanticSpec(
         reads={"segment": segment.key, "regions": regions.key},
         model=entries["semantic"].model,
         config=entries["semantic"].config,
         weights=digests["semantic"],
-        stride=preset.semantic.stride,
-        normalisation=preset.semantic.normalisation,
+        stride=4 if options.stride is None and options.windows is None and dense else options.stride,
+        windows=options.windows,
+        sampling=options.sampling,
+        normalisation=options.normalisation,
+        tokens=options.tokens.model_dump(mode="json") if options.tokens else None,
+        precision=options.precision,
     )
     motion = MotionSpec(
         model=entries["motion"].model,
@@ -156,6 +211,7 @@ def load_recipe(name: str, weights_folder: Path | None = None) -> Recipe:
         weights=digests["motion"],
         short_side=preset.motion.short_side,
         crop=preset.motion.crop,
+        precision=preset.motion.precision,
     )
     spec = PipelineSpec(name, segment, regions, semantic, motion)
     return Recipe(spec, files, preset.run)

@@ -60,6 +60,9 @@ class SegmentSpec(StageSpec):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     stride: int = 1
+    parts: str = "sapiens28"  # part list the labels are ids of
+    crop: str = "none"  # "person": the model sees a crop around the person instead of the whole frame
+    precision: str = "float32"  # or "bfloat16"
     decoder: str = DECODER
 
 
@@ -77,6 +80,7 @@ class RegionsSpec(StageSpec):
     min_area: float = 0.0005  # a region with a smaller share of the frame is absent in that frame
     clothing: str = "keep"  # "keep", or "reassign": sleeves and trousers go to the limb under them
     mask: bool = True  # crop, then keep only the region's own pixels
+    carry: str = "nearest"  # how frames between segmented ones get boxes and masks: "nearest" or "blend"
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,22 @@ class SemanticSpec(StageSpec):
     config: Mapping[str, Any]
     weights: str
     window: int = 16
-    stride: int = 4
+    stride: int | None = 4  # frames between window starts; None where `windows` says how many
+    windows: int | None = None  # so many windows, evenly spread over the clip
+    sampling: str = "dense"  # consecutive frames; "uniform": one window whose frames span the clip
     normalisation: str = "imagenet"
     views: tuple[str, ...] = VIEWS
+    tokens: Mapping[str, Any] | None = None  # token maps: presets.TokenOptions, the projection by digest
+    precision: str = "float32"
     decoder: str = DECODER
+
+    def window_count(self, frames: int) -> int:
+        """Windows of a clip of so many frames, at least 1."""
+        if self.sampling == "uniform":
+            return 1
+        if self.windows is not None:
+            return self.windows
+        return max(frames - self.window, 0) // int(self.stride or 1) + 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class MotionSpec(StageSpec):
     weights: str
     short_side: int = 256
     crop: int = 224
+    precision: str = "float32"
     decoder: str = DECODER
 
 

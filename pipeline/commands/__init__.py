@@ -1,0 +1,1 @@
+"""Commands of bmoe-cache in groups; cli.py puts them together."""

@@ -1,0 +1,51 @@
+"""What all commands share: options by their one name, errors as one line, the output as text or JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.events import Console, Listener, silent
+
+
+class Group(TyperGroup):
+    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from pipeline.errors import ClipError, UserError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, ClipError) as error:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            typer.echo("stopped; finished shards are kept, run the same command to go on", err=True)
+            sys.exit(130)
+
+
+Cache = Annotated[Path, typer.Option("--cache", help="Folder of the cache.", envvar="BMOE_CACHE")]
+Dataset = Annotated[str, typer.Option("--dataset", help="Name the dataset was imported under.")]
+Preset = Annotated[str, typer.Option("--preset", help="Encoders and options: manifests/presets, or a .yaml.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override of the preset, e.g. regions.padding=0.15.")
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Folder with weights files.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def listener(as_json: bool) -> Listener:
+    """Progress on the terminal or in the log; none beside JSON."""
+    return silent if as_json else Console()
+
+
+def show(as_json: bool, record: dict[str, Any], text: str) -> None:
+    """Print the record as one JSON object, or the text."""
+    typer.echo(json.dumps(record, default=str) if as_json else text)
