@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.errors import ClipError
 from pipeline.plan import ClipTask
@@ -33,6 +34,10 @@ class Work:
     boxes: Boxes | None = None
     written: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = field(default_factory=dict)
     error: tuple[str, ClipError] | None = None  # (stage, what)
+
+    def frames_on(self, device: torch.device) -> torch.Tensor:
+        """The frames as uint8 [F, H, W, 3] on a device; on the CPU without a copy."""
+        return torch.from_numpy(self.frames).to(device)
 
 
 def raw(name: str, dtype: str, *row_shape: int, chunk_rows: int) -> ArraySpec:
