@@ -1,120 +1,63 @@
-"""The manifest: one row per clip, its files (Parquet and JSONL) and the content address of a clip.
+"""The manifest: one row per clip, and its files.
 
-Parquet is the canonical form, JSONL the exchange form with the same field names; both keep every value.
-Frames are 0-based and half-open [start_frame, end_frame). Rows are sorted by clip_id (code points).
+Parquet is the canonical form, JSONL the exchange form with the same field names; both keep every value. A box
+track is a list of {frame, x1, y1, x2, y2}. Rows are sorted by clip_id (code points).
 """
 
 import hashlib
 import json
 import math
-import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise, repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ClipError, UserError
-from pipeline.spec import canonical_json
+from pipeline.clip import (
+    BOX_FIELDS,
+    CLIP_ID,
+    COLUMNS,
+    DATASET,
+    NOT_NULL,
+    REQUIRED,
+    Clip,
+    canonical_extra,
+    check_dataset_name,
+    clip_key,
+    path_problem,
+    resolve,
+    shown,
+)
+from pipeline.errors import UserError
 from pipeline.store.atomic import write_bytes
 
 if TYPE_CHECKING:  # pydantic costs 150 ms: a plan that only needs clips does not pay it
     from pipeline.taxonomy import Taxonomy
 
+__all__ = [
+    "CLIP_ID",
+    "COLUMNS",
+    "Clip",
+    "Manifest",
+    "canonical_extra",
+    "check_dataset_name",
+    "clip_key",
+    "manifest_path",
+    "path_problem",
+    "read_jsonl",
+    "read_manifest",
+    "resolve",
+    "shown",
+    "write_jsonl",
+    "write_manifest",
+]
+
 VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One row. `video_path` is POSIX, relative to the root; None means unknown, or the whole file for times.
-
-    `label_ids` None = unknown or withheld, () = none of the classes (multi-label only). `n_frames` is set
-    only when the source states it. `extra` is the text of a JSON object.
-    """
-
-    clip_id: str
-    dataset: str
-    video_path: str
-    stream_index: int | None = None
-    start_frame: int | None = None
-    end_frame: int | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    fps_num: int | None = None
-    fps_den: int | None = None
-    n_frames: int | None = None
-    modality: str = "rgb"
-    label_ids: tuple[int, ...] | None = None
-    label_names: tuple[str, ...] | None = None
-    coarse_ids: tuple[int, ...] | None = None
-    label_space: str = "unlabelled"
-    label_kind: str = "none"  # single | multi | none
-    split: str = "unsplit"  # train | val | test | unsplit
-    protocol: str = "custom"
-    subject_id: str | None = None
-    group_id: str | None = None
-    camera_id: str | None = None
-    person_id: str | None = None
-    source_file: str | None = None
-    source_line: int | None = None
-    license_tag: str = "unknown"
-    extra: str | None = None
-
-
-# Column -> type. "word" is a string from a small set (dictionary-encoded in Parquet).
-COLUMNS = {
-    **dict.fromkeys((field.name for field in fields(Clip)), "text"),
-    **dict.fromkeys(
-        ("dataset", "modality", "label_space", "label_kind", "split", "protocol", "license_tag"), "word"
-    ),
-    **dict.fromkeys(("start_frame", "end_frame", "n_frames", "source_line"), "int64"),
-    **dict.fromkeys(("fps_num", "fps_den"), "int32"),
-    **dict.fromkeys(("start_s", "end_s"), "float64"),
-    **dict.fromkeys(("label_ids", "coarse_ids"), "ints"),
-    "stream_index": "int16",
-    "label_names": "texts",
-}
-REQUIRED = ("clip_id", "dataset", "video_path")
-NOT_NULL = frozenset(REQUIRED) | {field.name for field in fields(Clip) if isinstance(field.default, str)}
-
-CLIP_ID = re.compile(r"[A-Za-z0-9._:@=+-]{1,200}")
 _INTS = {"int16": 2**15, "int32": 2**31, "int64": 2**63}
-_DATASET = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _REMEDY = "import the dataset again: bmoe-cache dataset import NAME --root DIR --cache CACHE"
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
-
-def shown(text: str) -> str:
-    """Text from outside as one printable line: control characters and lone surrogates are escaped."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def check_dataset_name(name: str) -> str:
-    """The name itself; UserError unless it is safe in file names and clip ids."""
-    if not isinstance(name, str) or not _DATASET.fullmatch(name):
-        raise UserError(f"dataset name {shown(str(name))!r}: use 1 to 64 of a-z 0-9 - _, as in my_clips")
-    return name
-
-
-def clip_key(clip: Clip, media_sha256: str) -> str:
-    """Content address of a clip inside every stage: 64 hex digits.
-
-    It depends on the bytes of the file, the stream and the frame interval only, so a renamed, relabelled or
-    resplit clip keeps it. A clip from frame None is one from frame 0. The text hashed is the canonical JSON
-    of {media, stream, start, end, track}, written out because 100,000 calls of json.dumps take a second.
-    """
-    if not _SHA256.fullmatch(media_sha256):
-        raise ValueError(f"media_sha256 must be 64 lower-case hex digits, got {media_sha256!r}")
-    end = "null" if clip.end_frame is None else clip.end_frame
-    stream = "null" if clip.stream_index is None else clip.stream_index
-    start = clip.start_frame or 0
-    text = f'{{"end":{end},"media":"{media_sha256}","start":{start},"stream":{stream},"track":null}}'
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -141,42 +84,6 @@ class Manifest:
 def manifest_path(cache: Path, dataset: str) -> Path:
     """CACHE/manifests/<dataset>.parquet."""
     return cache / "manifests" / f"{check_dataset_name(dataset)}.parquet"
-
-
-def path_problem(video_path: str) -> tuple[str, str] | None:
-    """(code, reason) when the text is not a relative POSIX path that stays inside its root. No I/O."""
-    if not video_path:
-        return "E_NO_MEDIA", "the path is empty"
-    if video_path.startswith("/") or "\\" in video_path or _DRIVE.match(video_path):
-        return "E_PATH_ABSOLUTE", "the path is absolute or holds a backslash"
-    if "\0" in video_path or ".." in video_path.split("/"):
-        return "E_PATH_ESCAPE", "the path holds '..' or NUL"
-    return None
-
-
-def resolve(root: Path, video_path: str) -> Path:
-    """Real path of a clip's file. Raises ClipError (E_PATH_ESCAPE, ...) for anything that leaves the root.
-
-    Links are followed as long as they end inside the root. The file need not exist.
-    """
-    problem = path_problem(video_path)
-    if problem:
-        raise ClipError(problem[0], f"{shown(video_path)}: {problem[1]}; give a path relative to the root")
-    real_root = os.path.realpath(root)
-    try:
-        real = os.path.realpath(PurePosixPath(real_root, video_path))
-    except (OSError, ValueError) as error:
-        raise ClipError("E_PATH_ESCAPE", f"{shown(video_path)}: cannot be resolved ({error})") from None
-    if os.path.commonpath((real, real_root)) != real_root:
-        raise ClipError(
-            "E_PATH_ESCAPE", f"{shown(video_path)}: a link leads outside the root {root}; copy the files in"
-        )
-    return Path(real)
-
-
-def canonical_extra(values: Mapping[str, Any]) -> str | None:
-    """Text of the column extra, or None when there is nothing to keep."""
-    return canonical_json(values) if values else None
 
 
 # ---- writing ----------------------------------------------------------------------------------------------
@@ -246,6 +153,8 @@ def _header(manifest: Manifest) -> dict[str, Any]:
 def _row_lines(manifest: Manifest) -> Iterator[bytes]:
     for clip in manifest.clips:
         row = {name: value for name in COLUMNS if (value := getattr(clip, name)) is not None}
+        if clip.bbox_track is not None:
+            row["bbox_track"] = [dict(zip(BOX_FIELDS, box, strict=True)) for box in clip.bbox_track]
         yield (_encode(row) + "\n").encode()
 
 
@@ -367,7 +276,7 @@ def _read_header(header: Mapping[str, Any], where: str) -> tuple[str, Path, "Tax
     if not isinstance(root, str) or not root or "\0" in root:
         raise UserError(f"{where}: the header's root must be the folder of the videos; correct it")
     dataset = header.get("dataset")
-    if not isinstance(dataset, str) or not _DATASET.fullmatch(dataset):
+    if not isinstance(dataset, str) or not DATASET.fullmatch(dataset):
         raise UserError(f"{where}: the header's dataset must be a plain name such as my_clips; correct it")
     return dataset, Path(root), parse_taxonomy(header.get("taxonomy"), where)
 
@@ -420,6 +329,8 @@ def _clip(line: bytes, where: str) -> Clip:
 def _json_value(value: Any, kind: str) -> Any:
     if kind in ("ints", "texts") and isinstance(value, list):
         return tuple(_json_value(item, "int32" if kind == "ints" else "text") for item in value)
+    if kind == "track" and isinstance(value, list):
+        return tuple(_key_box(box) for box in value)
     if kind in ("text", "word") and isinstance(value, str):
         value.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
         return value
@@ -429,6 +340,13 @@ def _json_value(value: Any, kind: str) -> Any:
     if kind == "float64" and number and math.isfinite(value):
         return float(value)
     raise TypeError(kind)
+
+
+def _key_box(box: Any) -> tuple[Any, ...]:
+    if not isinstance(box, dict) or box.keys() != set(BOX_FIELDS):
+        raise TypeError("a key box is {frame, x1, y1, x2, y2}")
+    frame, *corners = (box[name] for name in BOX_FIELDS)
+    return _json_value(frame, "int64"), *(_json_value(corner, "float64") for corner in corners)
 
 
 def _arrow_type(kind: str) -> Any:
@@ -443,6 +361,9 @@ def _arrow_type(kind: str) -> Any:
         "float64": pa.float64,
         "ints": lambda: pa.list_(pa.int32()),
         "texts": lambda: pa.list_(pa.string()),
+        "track": lambda: pa.list_(
+            pa.struct([(name, pa.int64() if name == "frame" else pa.float64()) for name in BOX_FIELDS])
+        ),
     }
     return types[kind]()
 
@@ -455,10 +376,12 @@ def _arrow_values(column: Any, kind: str) -> Any:
     column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if column.null_count == len(column):
         return [None] * len(column)
-    if kind in ("ints", "texts"):
-        if column.values.null_count:
+    if kind in ("ints", "texts", "track"):
+        parts = column.values.flatten() if kind == "track" else [column.values]
+        if column.values.null_count or any(part.null_count for part in parts):
             raise ValueError("an empty cell inside a list")
-        values = column.values.to_numpy(zero_copy_only=False).tolist()
+        lists = [part.to_numpy(zero_copy_only=False).tolist() for part in parts]
+        values = list(zip(*lists, strict=True)) if kind == "track" else lists[0]
         ends = column.offsets.to_numpy().tolist()
         tuples = [tuple(values[start:end]) for start, end in pairwise(ends)]
         if not column.null_count:

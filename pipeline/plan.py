@@ -104,7 +104,7 @@ def clip_tasks(manifest: Manifest, media: Mapping[str, Media]) -> dict[str, Clip
     """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
     tasks = {}
     for clip in manifest.clips:
-        file = media.get(clip.video_path)
+        file = media.get(clip.media_path)
         if file is None or file.sha256 is None or file.code is not None:
             continue
         whole = file.n_frames or UNKNOWN_FRAMES
@@ -125,7 +125,7 @@ def count_clips(
     for clip in manifest.clips:
         task = tasks.get(clip.clip_id)
         if task is None:
-            file = media.get(clip.video_path)
+            file = media.get(clip.media_path)
             quarantined += file is not None and file.code is not None
         elif any(task.key in held.quarantined for held in holds.values()):
             quarantined += 1

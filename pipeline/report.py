@@ -37,7 +37,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     refused: dict[str, dict[str, Any]] = {
         clip.clip_id: {"stage": "files", "code": file.code, "message": file.error}
         for clip in manifest.clips
-        if (file := media.get(clip.video_path)) is not None and file.code is not None
+        if (file := media.get(clip.media_path)) is not None and file.code is not None
     }
     warned: list[dict[str, Any]] = []
     report: dict[str, Any] = {}

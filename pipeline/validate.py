@@ -117,9 +117,12 @@ def _schema(manifest: Manifest) -> Iterator[Problem]:
         if clip.modality not in MODALITIES:
             want = "|".join(MODALITIES)
             yield say("E_SCHEMA_TYPE", "modality", row, got=clip.modality, want=want)
-        if bad := path_problem(clip.video_path):
-            fix = "give paths relative to the root"
-            yield say(bad[0], bad[1], row, got=repr(clip.video_path)[:80], fix=fix)
+        for path in (clip.video_path, clip.skeleton_path):
+            if path and (bad := path_problem(path)):
+                fix = "give paths relative to the root"
+                yield say(bad[0], bad[1], row, got=repr(path)[:80], fix=fix)
+        if not clip.media_path:
+            yield say("E_NO_MEDIA", "neither video_path nor skeleton_path", row)
         if (clip.fps_num is None) != (clip.fps_den is None) or not all(
             value is None or value > 0 for value in (clip.fps_num, clip.fps_den)
         ):
@@ -232,7 +235,7 @@ def _duplicates(manifest: Manifest) -> Iterator[Problem]:
             fix = "give every clip its own clip_id"
             yield say("E_DUP_CLIP_ID", "clip_id is there twice", row, fix=fix)
         before = clip
-        interval = (clip.video_path, clip.stream_index, clip.start_frame or 0, clip.end_frame)
+        interval = (clip.media_path, clip.stream_index, clip.start_frame or 0, clip.end_frame)
         who = (clip.person_id, clip.camera_id, clip.modality, clip.label_space)
         first = seen.setdefault((*interval, *who), clip)
         if first is clip:
@@ -293,7 +296,7 @@ def _file(manifest: Manifest) -> Iterator[Problem]:
     say = partial(problem, manifest, level="file")
     known: dict[str, tuple[str, str, str] | None] = {}
     for row in enumerate(manifest.clips, 1):
-        path = row[1].video_path
+        path = row[1].media_path
         if path_problem(path):  # reported by level schema
             continue
         if path not in known:

@@ -22,7 +22,7 @@ ARRAY = ArraySpec("x", "float32", (), 1, "raw")
 def dataset(count: int, frames: int = 40) -> tuple[Manifest, dict[str, Media]]:
     clips = tuple(Clip(f"clip{i:05d}", "test", f"v/{i}.mp4") for i in range(count))
     media = {
-        clip.video_path: Media(clip.video_path, 10, 0, f"{i:064x}", frames) for i, clip in enumerate(clips)
+        clip.media_path: Media(clip.media_path, 10, 0, f"{i:064x}", frames) for i, clip in enumerate(clips)
     }
     return Manifest("test", Path("/nowhere"), from_labels("test", ["a"], "single"), clips), media
 
@@ -100,7 +100,7 @@ def test_renamed_and_relabelled_clips_recompute_nothing(cache: Path) -> None:
     spec = pipeline_spec()
     commit(cache, spec, plan_of(cache, manifest, media, spec))
     moved = tuple(
-        Clip("other" + clip.clip_id, "test", "new/" + clip.video_path, split="val") for clip in manifest.clips
+        Clip("other" + clip.clip_id, "test", "new/" + clip.media_path, split="val") for clip in manifest.clips
     )
     renamed = {
         f"new/{path}": Media(f"new/{path}", 10, 99, file.sha256, file.n_frames)
@@ -179,7 +179,7 @@ def test_no_group_outgrows_a_shard(
     lengths = first + later
     manifest, _ = dataset(len(lengths))
     media = {
-        clip.video_path: Media(clip.video_path, 10, 0, f"{i:064x}", n)
+        clip.media_path: Media(clip.media_path, 10, 0, f"{i:064x}", n)
         for i, (clip, n) in enumerate(zip(manifest.clips, lengths, strict=True))
     }
     plan = plan_of(cache, manifest, media, spec, shard)

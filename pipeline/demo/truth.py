@@ -44,7 +44,7 @@ def compare_regions(cache_root: Path, spec: PipelineSpec, split: str = "val") ->
     clips = 0
     for clip in manifest.clips:
         key = keys.get(clip.clip_id)
-        truth = true_parts(manifest.root, clip.video_path)
+        truth = true_parts(manifest.root, clip.media_path)
         if clip.split != split or truth is None or key not in segment.clips or key not in regions.clips:
             continue
         clips += 1

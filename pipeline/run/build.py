@@ -47,7 +47,7 @@ def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int =
             f"{manifest.root} is not there (root of dataset '{manifest.dataset}'); mount it, or import again "
             f"with `bmoe-cache dataset import {manifest.dataset} --root DIR`"
         )
-    wanted = sorted({clip.video_path for clip in manifest.clips})
+    wanted = sorted({clip.media_path for clip in manifest.clips})
 
     def progress(done: int, total: int) -> None:
         listen(Event("step", "reading files", done, total))

@@ -12,7 +12,7 @@ from pipeline.validate import Problem
 
 def decode_problems(manifest: Manifest, workers: int, listen: Listener) -> Iterator[Problem]:
     """Decode every clip once; yields what its decoder had to say, errors (E_) and warnings (W_)."""
-    paths = sorted({clip.video_path for clip in manifest.clips})
+    paths = sorted({clip.media_path for clip in manifest.clips})
     media = scan(
         manifest.root,
         paths,
@@ -25,15 +25,15 @@ def decode_problems(manifest: Manifest, workers: int, listen: Listener) -> Itera
         if file.sha256 and file.code is None and seen.setdefault(file.sha256, path) != path:
             text = f"{path} has the same content as {seen[file.sha256]} [fix: keep one of them]"
             yield Problem("W_DUP_CONTENT", "hash", f"W_DUP_CONTENT {manifest.dataset} {path}: {text}")
-    usable = [clip for clip in manifest.clips if media[clip.video_path].code is None]
+    usable = [clip for clip in manifest.clips if media[clip.media_path].code is None]
     for clip in manifest.clips:
-        file = media[clip.video_path]
+        file = media[clip.media_path]
         if file.code is not None:
             yield _problem(manifest, clip, file.code, str(file.error))
     jobs = (
         DecodeJob(
             clip.clip_id,
-            resolve(manifest.root, clip.video_path),
+            resolve(manifest.root, clip.media_path),
             clip.stream_index,
             clip.start_frame,
             clip.end_frame,

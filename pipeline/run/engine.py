@@ -144,7 +144,7 @@ class Engine(AbstractContextManager["Engine"]):
 def decode_job(task: ClipTask, root: Path) -> DecodeJob:
     """What the decode workers need to know of a clip."""
     clip = task.clip
-    path = resolve(root, clip.video_path)
+    path = resolve(root, clip.media_path)
     return DecodeJob(task.key, path, clip.stream_index, clip.start_frame, clip.end_frame)
 
 

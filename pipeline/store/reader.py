@@ -43,7 +43,7 @@ class Cache:
         return {
             clip.clip_id: clip_key(clip, sha256)
             for clip in self.dataset(name).clips
-            if (sha256 := hashes.get(clip.video_path)) is not None
+            if (sha256 := hashes.get(clip.media_path)) is not None
         }
 
     def builds(self, name: str) -> dict[str, Any]:

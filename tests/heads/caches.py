@@ -74,7 +74,7 @@ def make_cache(root: Path, train: int = 24, val: int = 12, *, motion: bool = Tru
     path = manifest_path(root, "demo")
     write_manifest(Manifest("demo", root, taxonomy, every), path)
     media = {
-        c.video_path: Media(c.video_path, 1, 1, sha256=None if c.clip_id == "lost" else sha(c.clip_id))
+        c.media_path: Media(c.media_path, 1, 1, sha256=None if c.clip_id == "lost" else sha(c.clip_id))
         for c in every
     }
     write_media(path.with_suffix(".media.parquet"), media)

@@ -44,6 +44,9 @@ STRATEGIES = {
     "float64": st.floats(allow_nan=False, allow_infinity=False),
     "ints": st.lists(int32, max_size=3).map(tuple),
     "texts": st.lists(text, max_size=3).map(tuple),
+    "track": st.lists(
+        st.tuples(int64, *[st.floats(allow_nan=False, allow_infinity=False)] * 4), max_size=3
+    ).map(tuple),
 }
 
 
@@ -295,17 +298,20 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     import pyarrow as pa
 
     path = tmp_path / "m.parquet"
-    rewrite(path, lambda table: table.drop_columns(["video_path"]))
-    with pytest.raises(UserError, match="E_SCHEMA_MISSING_COLUMN video_path"):
+    rewrite(path, lambda table: table.drop_columns(["clip_id"]))
+    with pytest.raises(UserError, match="E_SCHEMA_MISSING_COLUMN clip_id"):
         read_manifest(path)
-    rewrite(path, lambda table: table.append_column("bbox_track", pa.array(["x"])))
-    with pytest.raises(UserError, match="E_SCHEMA_TYPE unknown column 'bbox_track'"):
+    rewrite(path, lambda table: table.append_column("colour", pa.array(["x"])))
+    with pytest.raises(UserError, match="E_SCHEMA_TYPE unknown column 'colour'"):
         read_manifest(path)
-    field = pa.field("video_path", pa.string())
-    rewrite(path, lambda table: table.set_column(2, field, pa.array([None], pa.string())))
-    with pytest.raises(UserError, match="E_SCHEMA_TYPE column video_path has empty cells"):
+    field = pa.field("clip_id", pa.string())
+    rewrite(path, lambda table: table.set_column(0, field, pa.array([None], pa.string())))
+    with pytest.raises(UserError, match="E_SCHEMA_TYPE column clip_id has empty cells"):
         read_manifest(path)
-    rewrite(path, lambda table: table.set_column(4, "start_frame", pa.array(["many"])))
+    rewrite(
+        path,
+        lambda table: table.set_column(table.column_names.index("start_frame"), "start_frame", [["many"]]),
+    )
     with pytest.raises(UserError, match="damaged"):
         read_manifest(path)
 
@@ -319,9 +325,9 @@ def test_absent_optional_columns_take_their_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"clip_id":"a","dataset":"d"}', "E_SCHEMA_MISSING_COLUMN video_path"),
+        ('{"clip_id":"a","video_path":"a"}', "E_SCHEMA_MISSING_COLUMN dataset"),
         ('{"clip_id":1,"dataset":"d","video_path":"a"}', "E_SCHEMA_TYPE field clip_id"),
-        ('{"clip_id":"a","dataset":"d","video_path":null}', "E_SCHEMA_TYPE field video_path"),
+        ('{"clip_id":"a","dataset":null,"video_path":"a"}', "E_SCHEMA_TYPE field dataset"),
         (
             '{"clip_id":"a","dataset":"d","video_path":"a","start_frame":1.5}',
             "E_SCHEMA_TYPE field start_frame",
@@ -383,11 +389,26 @@ def test_clip_key_is_the_digest_of_the_content() -> None:
 @quick
 @given(clips(), clips())
 def test_clip_key_depends_on_content_only(one: Clip, other: Clip) -> None:
-    content = {name: getattr(one, name) for name in ("stream_index", "start_frame", "end_frame")}
+    names = ("stream_index", "start_frame", "end_frame", "bbox_track", "skeleton_path", "person_id")
+    content = {name: getattr(one, name) for name in names}
     assert clip_key(replace(other, **content), SHA) == clip_key(one, SHA)
 
 
-@pytest.mark.parametrize("change", [{"stream_index": 0}, {"start_frame": 1}, {"end_frame": 20}])
+def test_clip_key_of_a_person_and_of_a_skeleton() -> None:
+    track = ((3, 0.0, 0.5, 10.0, 20.0), (9, 1.0, 0.5, 11.0, 20.0))
+    facts = {"media": SHA, "stream": None, "start": 0, "end": None}
+    assert clip_key(clip(bbox_track=track, person_id="left"), SHA) == digest({**facts, "track": track})
+    posed = clip(skeleton_path="a.skeleton", person_id="left")
+    other = hashlib.sha256(b"skeleton").hexdigest()
+    wanted = {**facts, "track": None, "person": "left", "skeleton": other}
+    assert clip_key(posed, SHA, other) == digest(wanted)
+    assert clip_key(replace(posed, skeleton_path="renamed.skeleton"), SHA, other) == digest(wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stream_index": 0}, {"start_frame": 1}, {"end_frame": 20}, {"bbox_track": ((0, 1.0, 2.0, 3.0, 4.0),)}],
+)
 def test_clip_key_changes_with_the_content(change: dict[str, Any]) -> None:
     assert clip_key(clip(**change), SHA) != clip_key(clip(), SHA)
     assert clip_key(clip(), SHA) != clip_key(clip(), hashlib.sha256(b"other").hexdigest())
