@@ -27,7 +27,7 @@ from heads.labels import label_vectors
 from pipeline.demo.motions import ACTIONS, CHANNELS
 from pipeline.demo.world import ClipPlan, render_clip
 from pipeline.encoders import create_model
-from pipeline.encoders.preprocess import centre_crop, normalisation, resize_short_side_cv2, to_float
+from pipeline.encoders.preprocess import centre_crop, normalisation, resize_short_side, to_float
 from pipeline.regions import find_boxes, load_parts, region_map
 from pipeline.spec import REGIONS, RegionsSpec
 from pipeline.views import full_view, region_view
@@ -102,7 +102,7 @@ def make_sample(index: int, folder: Path) -> None:
         seg_labels=labels[picked],
         views=views.round().to(torch.uint8).numpy(),
         present=np.concatenate([[True], boxes.present.all(0)]).astype(bool),
-        motion=centre_crop(resize_short_side_cv2(frames, MOTION_SIZE), MOTION_SIZE),
+        motion=centre_crop(resize_short_side(frames, MOTION_SIZE), MOTION_SIZE),
         pose=np.stack([pose[name] for name in CHANNELS], 1).astype(np.float32),
     )
     temporary.rename(path)

@@ -2,18 +2,22 @@
 
 Each encoder repeats the preprocessing of its original code exactly, because frozen weights have seen nothing
 else: MANet resizes uint8 with OpenCV and crops the centre, Sapiens squashes uint8 with OpenCV, VideoMAE-V2's
-feature script squashes float32 with torch. Frames come in as uint8 RGB, channels last.
+feature script squashes float32 with torch. Frames come in as uint8 RGB, channels last, as numpy arrays or as
+tensors; tensors stay on their device.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+Images = TypeVar("Images", np.ndarray, "Tensor")
 
 MANET_SEGMENTS = 8
 
@@ -85,17 +89,73 @@ def squash_cv2(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def resize_short_side_cv2(images: np.ndarray, short_side: int) -> np.ndarray:
+def squash_integer(images: "Tensor", size: tuple[int, int]) -> "Tensor":
+    """squash_cv2 bit for bit, in torch's integers on the device of the images, where OpenCV cannot go.
+
+    OpenCV (resize.cpp, uint8 INTER_LINEAR) rounds the two weights of an axis to 1/2048, adds up columns exactly
+    and drops 4 bits, then keeps the upper 16 bits of each row's product, adds 2 and drops the last 2 bits. At
+    exactly half the size this is the rounded mean of 2 x 2 pixels, which OpenCV computes as such.
+    """
+    import torch
+
+    height, width = size
+    if images.shape[1:3] == (height, width):
+        return images
+    left, right, left_share, right_share = _taps(images.shape[2], width, images.device)
+    top, bottom, top_share, bottom_share = _taps(images.shape[1], height, images.device, edges=True)
+
+    def across(rows: "Tensor") -> "Tensor":  # int32 [F, height, width, 3], 15 bits
+        x = images[:, rows]
+        return (x[:, :, left] * left_share[:, None] + x[:, :, right] * right_share[:, None]) >> 4
+
+    upper = (across(top) * top_share[:, None, None]) >> 16
+    lower = (across(bottom) * bottom_share[:, None, None]) >> 16
+    return ((upper + lower + 2) >> 2).to(torch.uint8)
+
+
+def _taps(
+    source: int, target: int, device: "torch.device", edges: bool = False
+) -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
+    """For each of `target` pixels the two of `source` it lies between, and their weights in 1/2048.
+
+    Outside the first and last pixel centre OpenCV takes the outermost column alone but weighs the outermost row
+    against itself (`edges`), which rounds differently.
+    """
+    import torch
+
+    centres = torch.arange(target, dtype=torch.float64, device=device) + 0.5
+    place = (centres * (1 / (target / source)) - 0.5).float()  # the ratio is inverted twice, as OpenCV does
+    low = place.floor()
+    share = place - low
+    if not edges:
+        share = share.where((low >= 0) & (low < source - 1), 0.0)
+    index = low.long()
+    weights = (((1 - share) * 2048).round().int(), (share * 2048).round().int())
+    return index.clamp(0, source - 1), (index + 1).clamp(0, source - 1), *weights
+
+
+def squash(images: Images, size: tuple[int, int]) -> Images:
+    """Squash uint8 [F, H, W, 3] to [F, height, width, 3] where the images are; the numbers are OpenCV's."""
+    if isinstance(images, np.ndarray):
+        return squash_cv2(images, size)
+    if images.device.type != "cpu":
+        return squash_integer(images, size)
+    import torch
+
+    return torch.from_numpy(squash_cv2(images.numpy(), size))
+
+
+def resize_short_side(images: Images, short_side: int) -> Images:
     """Resize uint8 [F, H, W, 3] so that the shorter side is short_side, aspect kept, OpenCV bilinear.
 
     Sides are rounded half up, as mmcv does: 1296 x 1080 at 256 becomes 307 x 256.
     """
     height, width = images.shape[1:3]
     scale = short_side / min(height, width)
-    return squash_cv2(images, (int(height * scale + 0.5), int(width * scale + 0.5)))
+    return squash(images, (int(height * scale + 0.5), int(width * scale + 0.5)))
 
 
-def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
+def centre_crop(images: Images, size: int) -> Images:
     """The central size x size pixels of [F, H, W, 3] (a view); offsets are rounded down."""
     height, width = images.shape[1:3]
     if min(height, width) < size:
@@ -138,9 +198,9 @@ def squash_torch(images: "np.ndarray | Tensor", size: tuple[int, int]) -> "Tenso
     return F.interpolate(frames, size=size, mode="bilinear", align_corners=False).contiguous()
 
 
-def manet_input(images: np.ndarray, short_side: int = 256, crop: int = 224) -> "Tensor":
+def manet_input(images: "np.ndarray | Tensor", short_side: int = 256, crop: int = 224) -> "Tensor":
     """Segments uint8 [8, H, W, 3] to float32 [8, 3, crop, crop]: short side, centre crop, ImageNet mean."""
-    resized = centre_crop(resize_short_side_cv2(images, short_side), crop)
+    resized = centre_crop(resize_short_side(images, short_side), crop)
     return to_float(resized, *normalisation("imagenet"))
 
 
@@ -156,7 +216,7 @@ def videomae_input(
 
 
 def sapiens_input(
-    images: np.ndarray, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    images: "np.ndarray | Tensor", size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> "Tensor":
     """Frames uint8 [F, H, W, 3] to float32 [F, 3, height, width], squashed, for Sapiens."""
-    return to_float(squash_cv2(images, size), mean, std)
+    return to_float(squash(images, size), mean, std)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.encoders import preprocess
 from pipeline.errors import UserError
@@ -82,11 +84,62 @@ def test_a_short_clip_is_one_window_that_repeats_its_last_frame(n_frames: int) -
 )
 def test_short_side_resize_is_opencv_on_each_frame(height: int, width: int, size: tuple[int, int]) -> None:
     frames = images(2, height, width)
-    resized = preprocess.resize_short_side_cv2(frames, 256)
+    resized = preprocess.resize_short_side(frames, 256)
     assert resized.shape == (2, *size, 3)
     for source, target in zip(frames, resized, strict=True):
         expected = cv2.resize(source, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         assert np.array_equal(target, expected)
+
+
+SIDE = st.integers(1, 70)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+@settings(max_examples=200)
+@given(SIDE, SIDE, st.one_of(st.tuples(SIDE, SIDE), st.just("half"), st.just("double")), st.integers(0, 9))
+def test_integer_resize_is_opencv_bit_for_bit(
+    height: int, width: int, target: tuple[int, int] | str, seed: int
+) -> None:
+    if target == "half":
+        height, width, target = 2 * height, 2 * width, (height, width)
+    elif target == "double":
+        target = (2 * height, 2 * width)
+    frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    expected = preprocess.squash_cv2(frames, target)  # type: ignore[arg-type]
+    assert np.array_equal(preprocess.squash_integer(torch.from_numpy(frames), target), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(1024, 768), (307, 256), (648, 540), (224, 224)])
+def test_integer_resize_of_whole_frames(size: tuple[int, int]) -> None:
+    frames = images(1, 1296, 1080)
+    found = preprocess.squash_integer(torch.from_numpy(frames), size)
+    assert np.array_equal(found, preprocess.squash_cv2(frames, size))
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_inputs_on_the_gpu_are_those_of_the_cpu() -> None:
+    frames = images(8, 130, 110)
+    there = torch.from_numpy(frames).cuda()
+    for size in ((64, 48), (65, 55), (200, 90)):
+        assert np.array_equal(preprocess.squash(there, size).cpu(), preprocess.squash(frames, size))
+    lite = preprocess.normalisation("lite")
+    for mine, theirs in (
+        (preprocess.manet_input(there, 96, 80), preprocess.manet_input(frames, 96, 80)),
+        (preprocess.sapiens_input(there, (64, 48), *lite), preprocess.sapiens_input(frames, (64, 48), *lite)),
+    ):
+        assert mine.device.type == "cuda"
+        torch.testing.assert_close(mine.cpu(), theirs, atol=1e-6, rtol=0)
+
+
+def test_tensors_and_arrays_give_the_same_inputs() -> None:
+    frames = images(8, 120, 100)
+    tensors = torch.from_numpy(frames)
+    lite = preprocess.normalisation("lite")
+    assert torch.equal(preprocess.manet_input(tensors, 96, 80), preprocess.manet_input(frames, 96, 80))
+    assert torch.equal(
+        preprocess.sapiens_input(tensors, (64, 48), *lite), preprocess.sapiens_input(frames, (64, 48), *lite)
+    )
 
 
 def test_crops_that_are_views_resize_like_their_copies() -> None:
