@@ -97,6 +97,7 @@ COLUMNS = {
 }
 REQUIRED = ("clip_id", "dataset")
 NOT_NULL = frozenset(REQUIRED) | {field.name for field in fields(Clip) if isinstance(field.default, str)}
+INTS = {"int16": 2**15, "int32": 2**31, "int64": 2**63}  # the first number that is too large
 BOX_FIELDS = ("frame", "x1", "y1", "x2", "y2")  # of one key box in Parquet and JSONL
 
 CLIP_ID = re.compile(r"[A-Za-z0-9._:@=+-]{1,200}")

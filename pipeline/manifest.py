@@ -1,14 +1,14 @@
-"""The manifest: one row per clip, and its files.
+"""The manifest: the clip table of a dataset, kept as one Parquet file per dataset in the cache.
 
-Parquet is the canonical form, JSONL the exchange form with the same field names; both keep every value. A box
-track is a list of {frame, x1, y1, x2, y2}. Rows are sorted by clip_id (code points).
+Parquet is the canonical form; `pipeline.jsonl` is the exchange form with the same field names. Both keep every
+value. A box track is a list of {frame, x1, y1, x2, y2}. Rows are sorted by clip_id (code points).
 """
 
 import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise, repeat
@@ -20,6 +20,7 @@ from pipeline.clip import (
     CLIP_ID,
     COLUMNS,
     DATASET,
+    INTS,
     NOT_NULL,
     REQUIRED,
     Clip,
@@ -42,32 +43,38 @@ __all__ = [
     "Clip",
     "Manifest",
     "canonical_extra",
+    "check_columns",
     "check_dataset_name",
     "clip_key",
+    "clips_from_columns",
+    "header_of",
     "manifest_path",
+    "parse_header",
     "path_problem",
-    "read_jsonl",
     "read_manifest",
+    "reason",
     "resolve",
     "shown",
-    "write_jsonl",
+    "write_file",
     "write_manifest",
 ]
 
 VERSION = 1
-_INTS = {"int16": 2**15, "int32": 2**31, "int64": 2**63}
 _REMEDY = "import the dataset again: bmoe-cache dataset import NAME --root DIR --cache CACHE"
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All clips of a dataset; `clips` is sorted by clip_id whatever order it came in."""
+    """All clips of a dataset; `clips` is sorted by clip_id whatever order it came in.
+
+    `warnings` are what the import noticed in the source and the rows no longer show, as "CODE place: text".
+    """
 
     dataset: str
     root: Path
     taxonomy: "Taxonomy"
     clips: tuple[Clip, ...]
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.clip_id)))
@@ -75,8 +82,10 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the rows as canonical JSONL (`tail -n +2 FILE.jsonl | sha256sum` of an export)."""
+        from pipeline.jsonl import row_lines
+
         lines = hashlib.sha256()
-        for line in _row_lines(self):
+        for line in row_lines(self):
             lines.update(line)
         return lines.hexdigest()
 
@@ -86,7 +95,76 @@ def manifest_path(cache: Path, dataset: str) -> Path:
     return cache / "manifests" / f"{check_dataset_name(dataset)}.parquet"
 
 
-# ---- writing ----------------------------------------------------------------------------------------------
+# ---- the header: everything but the rows ------------------------------------------------------------------
+
+
+def header_of(manifest: Manifest) -> dict[str, Any]:
+    """What precedes the rows in both forms, as JSON values. Raises UserError for a root that is not UTF-8."""
+    root = str(manifest.root)
+    if any("\ud800" <= letter <= "\udfff" for letter in root):
+        raise UserError(f"{shown(root)}: the folder's name is not UTF-8; rename it")
+    return {
+        "manifest_version": VERSION,
+        "dataset": check_dataset_name(manifest.dataset),
+        "root": root,
+        "taxonomy": manifest.taxonomy.model_dump(mode="json"),
+        "warnings": list(manifest.warnings),
+    }
+
+
+def parse_header(header: Mapping[str, Any], where: str, clips: Sequence[Clip] = ()) -> Manifest:
+    """The manifest with this header and these clips. Raises UserError naming `where` for a wrong header."""
+    from pipeline.taxonomy import parse_taxonomy
+
+    version = header.get("manifest_version")
+    if type(version) is not int or version < 1:
+        raise UserError(
+            f"{where}: not a manifest: it must begin with manifest_version, dataset, root, taxonomy"
+        )
+    if version > VERSION:
+        raise UserError(
+            f"{where}: E_VERSION manifest version {version}, this bmoe-cache reads {VERSION}; upgrade it"
+        )
+    root, dataset, warnings = header.get("root"), header.get("dataset"), header.get("warnings", [])
+    if not isinstance(root, str) or not root or "\0" in root:
+        raise UserError(f"{where}: the header's root must be the folder of the videos; correct it")
+    if not isinstance(dataset, str) or not DATASET.fullmatch(dataset):
+        raise UserError(f"{where}: the header's dataset must be a plain name such as my_clips; correct it")
+    if not isinstance(warnings, list) or not all(isinstance(line, str) for line in warnings):
+        raise UserError(f"{where}: the header's warnings must be a list of texts; correct it")
+    taxonomy = parse_taxonomy(header.get("taxonomy"), where)
+    return Manifest(dataset, Path(root), taxonomy, tuple(clips), tuple(warnings))
+
+
+def check_columns(names: Iterable[str], where: str) -> None:
+    """Raises UserError unless every name is a column and no required column is missing."""
+    names = set(names)
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise UserError(f"{where}: E_SCHEMA_MISSING_COLUMN {', '.join(missing)}; every clip needs it")
+    unknown = sorted(names - COLUMNS.keys())
+    if unknown:
+        raise UserError(
+            f"{where}: E_SCHEMA_TYPE unknown column {shown(unknown[0])!r}; move it into the JSON of extra"
+        )
+
+
+def reason(error: BaseException) -> str:
+    """An error of a library as one short printable line."""
+    return shown(" ".join(str(error).split()))[:160] or type(error).__name__
+
+
+def write_file(path: Path, data: Any) -> None:
+    """Write bytes, all or nothing. Raises UserError."""
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from None
+
+
+# ---- Parquet ----------------------------------------------------------------------------------------------
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -99,91 +177,43 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     import pyarrow.parquet as pq
 
     _check_addressable(manifest)
-    clips = manifest.clips
+    header = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in header_of(manifest).items()
+    }
     try:
-        arrays = [
-            pa.array([getattr(clip, name) for clip in clips], _arrow_type(kind))
-            for name, kind in COLUMNS.items()
-        ]
-        metadata = {
-            name: value if isinstance(value, str) else _encode(value)
-            for name, value in _header(manifest).items()
-        }
-        schema = pa.schema(
-            [
-                pa.field(name, _arrow_type(kind), nullable=name not in NOT_NULL)
-                for name, kind in COLUMNS.items()
-            ],
-            metadata,
-        )
+        arrays, columns = [], []
+        for name, kind in COLUMNS.items():
+            values = [getattr(clip, name) for clip in manifest.clips]
+            arrays.append(pa.array(values, _arrow_type(kind)))
+            columns.append(pa.field(name, _arrow_type(kind), nullable=name not in NOT_NULL))
         sink = pa.BufferOutputStream()
-        pq.write_table(
-            pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd", write_page_checksum=True
-        )
+        table = pa.Table.from_arrays(arrays, schema=pa.schema(columns, header))
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
         raise UserError(
-            f"{path}: a clip holds a value that its column cannot ({_reason(error)}); correct it"
+            f"{path}: a clip holds a value that its column cannot ({reason(error)}); correct it"
         ) from None
-    _write(path, sink.getvalue())
-
-
-def write_jsonl(manifest: Manifest, path: Path) -> None:
-    """Write the exchange form: a header line, then one clip per line, nulls left out. All or nothing."""
-    try:
-        data = (_encode(_header(manifest)) + "\n").encode() + b"".join(_row_lines(manifest))
-    except ValueError as error:
-        raise UserError(
-            f"{path}: a clip holds a value that JSON cannot ({_reason(error)}); correct it"
-        ) from None
-    _write(path, data)
-
-
-def _header(manifest: Manifest) -> dict[str, Any]:
-    root = str(manifest.root)
-    if any("\ud800" <= letter <= "\udfff" for letter in root):
-        raise UserError(f"{shown(root)}: the folder's name is not UTF-8; rename it")
-    return {
-        "manifest_version": VERSION,
-        "dataset": check_dataset_name(manifest.dataset),
-        "root": root,
-        "taxonomy": manifest.taxonomy.model_dump(mode="json"),
-    }
-
-
-def _row_lines(manifest: Manifest) -> Iterator[bytes]:
-    for clip in manifest.clips:
-        row = {name: value for name in COLUMNS if (value := getattr(clip, name)) is not None}
-        if clip.bbox_track is not None:
-            row["bbox_track"] = [dict(zip(BOX_FIELDS, box, strict=True)) for box in clip.bbox_track]
-        yield (_encode(row) + "\n").encode()
+    write_file(path, sink.getvalue())
 
 
 def _check_addressable(manifest: Manifest) -> None:
     before = None
     for clip in manifest.clips:
-        name = shown(clip.clip_id)
         if clip.clip_id == before:
             raise UserError(
-                f"{manifest.dataset}: clip {name} is in the manifest twice; give every clip its own clip_id"
+                f"{manifest.dataset}: clip {shown(clip.clip_id)} is in the manifest twice; give every clip "
+                "its own clip_id"
             )
         before = clip.clip_id
+        if clip.start_s is None and clip.end_s is None:
+            continue
         for seconds, frame in ((clip.start_s, clip.start_frame), (clip.end_s, clip.end_frame)):
             if seconds is not None and not (math.isfinite(seconds) and frame is not None):
+                name = shown(clip.clip_id)
                 raise UserError(
                     f"{manifest.dataset}: clip {name} gives {seconds} s and no frame; give the frame too"
                 )
-
-
-def _write(path: Path, data: Any) -> None:
-    try:
-        write_bytes(path, data)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from None
-
-
-# ---- reading ----------------------------------------------------------------------------------------------
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -200,23 +230,17 @@ def read_manifest(path: Path) -> Manifest:
             }
             if "manifest_version" not in metadata:
                 raise UserError(f"{path}: a Parquet file, but not a manifest of bmoe-cache; {_REMEDY}")
-            header = {
-                **metadata,
-                **{name: json.loads(metadata[name]) for name in ("manifest_version", "taxonomy")},
-            }
-            dataset, root, taxonomy = _read_header(header, str(path))
+            packed = ("manifest_version", "taxonomy", "warnings")
+            header = {**metadata, **{name: json.loads(metadata[name]) for name in packed}}
+            parse_header(header, str(path))
             table = file.read()
-        _check_columns(table.column_names, str(path))
-        columns: list[Iterable[Any]] = []
-        for field in fields(Clip):
-            if field.name not in table.column_names:
-                columns.append(repeat(field.default, table.num_rows))
-                continue
-            column = _arrow_values(table.column(field.name), COLUMNS[field.name])
-            if field.name in NOT_NULL and None in column:
-                raise UserError(f"{path}: E_SCHEMA_TYPE column {field.name} has empty cells; {_REMEDY}")
-            columns.append(column)
-        clips = _clips_from_columns(columns, table.num_rows)
+        check_columns(table.column_names, str(path))
+        columns = {}
+        for name in table.column_names:
+            columns[name] = _arrow_values(table.column(name), COLUMNS[name])
+            if name in NOT_NULL and None in columns[name]:
+                raise UserError(f"{path}: E_SCHEMA_TYPE column {name} has empty cells; {_REMEDY}")
+        return parse_header(header, str(path), clips_from_columns(columns, table.num_rows))
     except (
         pa.ArrowException,
         OSError,
@@ -226,127 +250,21 @@ def read_manifest(path: Path) -> Manifest:
         OverflowError,
         RecursionError,
     ) as error:
-        raise UserError(f"{path}: a damaged manifest ({_reason(error)}); {_REMEDY}") from None
-    return Manifest(dataset, root, taxonomy, clips)
+        raise UserError(f"{path}: a damaged manifest ({reason(error)}); {_REMEDY}") from None
 
 
-def _clips_from_columns(columns: Iterable[Iterable[Any]], n_rows: int) -> tuple[Clip, ...]:
-    """One Clip per row, one field of all rows at a time.
+def clips_from_columns(columns: Mapping[str, Iterable[Any]], n_rows: int) -> tuple[Clip, ...]:
+    """One Clip per row, one field of all rows at a time; a field without a column gets its default.
 
-    The generated __init__ of a frozen class costs 6 us per clip with 27 fields; filling the slots through
+    The generated __init__ of a frozen class costs 6 us per clip with 36 fields; filling the slots through
     their descriptors keeps the loops in C and takes a fifth of that.
     """
     clips = tuple(object.__new__(Clip) for _ in range(n_rows))
-    for field, column in zip(fields(Clip), columns, strict=True):
-        deque(map(getattr(Clip, field.name).__set__, clips, column), maxlen=0)
+    for field in fields(Clip):
+        column = columns.get(field.name)
+        values = repeat(field.default, n_rows) if column is None else column
+        deque(map(getattr(Clip, field.name).__set__, clips, values), maxlen=0)
     return clips
-
-
-def read_jsonl(path: Path) -> Manifest:
-    """Read the exchange form. Raises UserError naming the line for anything that is not one of its rows."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    lines = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
-    _, first = next(lines)
-    head = _json_object(first, f"{path}:1")
-    dataset, root, taxonomy = _read_header(head, f"{path}:1")
-    return Manifest(
-        dataset,
-        root,
-        taxonomy,
-        tuple(_clip(line, f"{path}:{number}") for number, line in lines if line.strip()),
-    )
-
-
-def _read_header(header: Mapping[str, Any], where: str) -> tuple[str, Path, "Taxonomy"]:
-    from pipeline.taxonomy import parse_taxonomy
-
-    version = header.get("manifest_version")
-    if type(version) is not int or version < 1:
-        raise UserError(
-            f"{where}: not a manifest: it must begin with manifest_version, dataset, root, taxonomy"
-        )
-    if version > VERSION:
-        raise UserError(
-            f"{where}: E_VERSION manifest version {version}, this bmoe-cache reads {VERSION}; upgrade it"
-        )
-    root = header.get("root")
-    if not isinstance(root, str) or not root or "\0" in root:
-        raise UserError(f"{where}: the header's root must be the folder of the videos; correct it")
-    dataset = header.get("dataset")
-    if not isinstance(dataset, str) or not DATASET.fullmatch(dataset):
-        raise UserError(f"{where}: the header's dataset must be a plain name such as my_clips; correct it")
-    return dataset, Path(root), parse_taxonomy(header.get("taxonomy"), where)
-
-
-def _check_columns(names: Iterable[str], where: str) -> None:
-    names = set(names)
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise UserError(f"{where}: E_SCHEMA_MISSING_COLUMN {', '.join(missing)}; every clip needs it")
-    unknown = sorted(names - COLUMNS.keys())
-    if unknown:
-        raise UserError(
-            f"{where}: E_SCHEMA_TYPE unknown column {shown(unknown[0])!r}; move it into the JSON of extra"
-        )
-
-
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: E_ENCODING not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({_reason(error)}); correct the line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object; every line holds one")
-    return row
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _clip(line: bytes, where: str) -> Clip:
-    row = _json_object(line, where)
-    _check_columns(row, where)
-    values = {}
-    for name, value in row.items():
-        if value is None and name not in NOT_NULL:
-            continue
-        try:
-            values[name] = _json_value(value, COLUMNS[name])
-        except (TypeError, ValueError, OverflowError):
-            got = shown(json.dumps(value))[:60]
-            raise UserError(
-                f"{where}: E_SCHEMA_TYPE field {name} (got {got}, want {COLUMNS[name]})"
-            ) from None
-    return Clip(**values)
-
-
-def _json_value(value: Any, kind: str) -> Any:
-    if kind in ("ints", "texts") and isinstance(value, list):
-        return tuple(_json_value(item, "int32" if kind == "ints" else "text") for item in value)
-    if kind == "track" and isinstance(value, list):
-        return tuple(_key_box(box) for box in value)
-    if kind in ("text", "word") and isinstance(value, str):
-        value.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-        return value
-    if kind in _INTS and type(value) is int and -_INTS[kind] <= value < _INTS[kind]:
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "float64" and number and math.isfinite(value):
-        return float(value)
-    raise TypeError(kind)
-
-
-def _key_box(box: Any) -> tuple[Any, ...]:
-    if not isinstance(box, dict) or box.keys() != set(BOX_FIELDS):
-        raise TypeError("a key box is {frame, x1, y1, x2, y2}")
-    frame, *corners = (box[name] for name in BOX_FIELDS)
-    return _json_value(frame, "int64"), *(_json_value(corner, "float64") for corner in corners)
 
 
 def _arrow_type(kind: str) -> Any:
@@ -388,12 +306,8 @@ def _arrow_values(column: Any, kind: str) -> Any:
             return tuples
         valid = column.is_valid().to_pylist()
         return [value if ok else None for value, ok in zip(tuples, valid, strict=True)]
-    if kind in _INTS and not column.null_count:
+    if kind in INTS and not column.null_count:
         return column.to_numpy().tolist()
     if kind in ("text", "word"):
         return column.to_numpy(zero_copy_only=False).tolist()
     return column.to_pylist()
-
-
-def _reason(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()))[:160] or type(error).__name__

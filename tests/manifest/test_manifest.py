@@ -14,16 +14,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ClipError, UserError
+from pipeline.jsonl import read_jsonl, write_jsonl
 from pipeline.manifest import (
     COLUMNS,
     Clip,
     Manifest,
     clip_key,
     manifest_path,
-    read_jsonl,
     read_manifest,
     resolve,
-    write_jsonl,
     write_manifest,
 )
 from pipeline.spec import digest
