@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from pipeline.encoders.weights import checked_sha256, resolve_weights, weights_entry
+from pipeline.encoders.weights import checked_sha256, file_sha256, resolve_weights, weights_entry
 from pipeline.errors import UserError
 from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec
 
@@ -50,10 +50,16 @@ class RegionsOptions(Options):
 class TokenOptions(Options):
     """Token maps kept beside the features, pooled to `grid` and projected to `width` in the same pass."""
 
-    views: tuple[str, ...] = ("full",)
-    grid: tuple[int, int] = (7, 7)
-    width: int | None = Field(default=256, ge=1)  # None keeps the encoder's own width
+    views: tuple[Literal["full", "head", "body", "upper_limb", "lower_limb"], ...] = ("full",)
+    grid: tuple[PositiveInt, PositiveInt] = (7, 7)
+    width: PositiveInt | None = 256  # None keeps the encoder's own width
     projection: str = "random"  # seeded orthogonal, or a file that `bmoe-cache project` has fitted
+
+    @model_validator(mode="after")
+    def _projection_has_a_width(self) -> Self:
+        if not self.views or (self.width is None and self.projection != "random"):
+            raise ValueError("give at least one view, and a width to the projection of a file")
+        return self
 
 
 class SemanticOptions(Options):
@@ -69,7 +75,9 @@ class SemanticOptions(Options):
     def _one_rule(self) -> Self:
         given = [self.stride is not None, self.windows is not None, self.sampling == "uniform"]
         if sum(given) > 1:
-            raise ValueError("give one of stride, windows, and sampling: uniform")
+            raise ValueError(
+                "give one of stride, windows, and sampling: uniform (stride: null takes a stride back)"
+            )
         return self
 
 
@@ -103,11 +111,12 @@ class Preset(Options):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset made concrete: the specs, the files of the weights by stage, and how to run."""
+    """A preset made concrete: the specs, the files of the weights by stage and of the tokens' projection."""
 
     spec: PipelineSpec
     weights: Mapping[str, Path]
     run: RunOptions
+    projection: Path | None = None  # None: random, or no token maps
 
 
 def preset_names() -> list[str]:
@@ -193,6 +202,7 @@ def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequen
     )
     options = preset.semantic
     dense = options.sampling == "dense"
+    tokens, projection = _tokens(options.tokens)
     semantic = SemanticSpec(
         reads={"segment": segment.key, "regions": regions.key},
         model=entries["semantic"].model,
@@ -202,7 +212,7 @@ def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequen
         windows=options.windows,
         sampling=options.sampling,
         normalisation=options.normalisation,
-        tokens=options.tokens.model_dump(mode="json") if options.tokens else None,
+        tokens=tokens,
         precision=options.precision,
     )
     motion = MotionSpec(
@@ -214,4 +224,21 @@ def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequen
         precision=preset.motion.precision,
     )
     spec = PipelineSpec(name, segment, regions, semantic, motion)
-    return Recipe(spec, files, preset.run)
+    return Recipe(spec, files, preset.run, projection)
+
+
+def _tokens(options: TokenOptions | None) -> tuple[dict[str, Any] | None, Path | None]:
+    """The facts of the token maps, a fitted projection named by its digest, and the file of that projection."""
+    if options is None:
+        return None, None
+    facts = options.model_dump(mode="json")
+    if options.width is None:
+        return {**facts, "projection": None}, None
+    if options.projection == "random":
+        return facts, None
+    path = Path(options.projection)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such projection; fit one with `bmoe-cache project`, or set semantic.tokens.projection=random"
+        )
+    return {**facts, "projection": file_sha256(path)}, path

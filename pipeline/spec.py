@@ -99,9 +99,14 @@ class SemanticSpec(StageSpec):
     sampling: str = "dense"  # consecutive frames; "uniform": one window whose frames span the clip
     normalisation: str = "imagenet"
     views: tuple[str, ...] = VIEWS
-    tokens: Mapping[str, Any] | None = None  # token maps: presets.TokenOptions, the projection by digest
+    tokens: Mapping[str, Any] | None = None  # token maps: presets.TokenOptions, a fitted projection by digest
     precision: str = "float32"
     decoder: str = DECODER
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether any view is a crop."""
+        return any(view in REGIONS for view in self.views)
 
     def window_count(self, frames: int) -> int:
         """Windows of a clip of so many frames, at least 1."""

@@ -5,8 +5,11 @@ parameter names are those of github.com/OpenGVLab/VideoMAEv2, so its files load 
 
 Three things differ from a textbook ViT: the attention bias is stored as ``q_bias`` and ``v_bias`` (the keys
 have none), the position table is one sinusoid over the flattened token index and not in the checkpoint, and
-tokens are averaged first and normalised (``fc_norm``) second.
+fine-tuned models average the tokens first and normalise (``fc_norm``) second. Encoders of the self-supervised
+stage (MAE) have ``norm`` instead, which normalises every token before they are averaged.
 """
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +31,20 @@ def position_table(tokens: int, dim: int) -> Tensor:
     angle[:, 0::2] = np.sin(angle[:, 0::2])
     angle[:, 1::2] = np.cos(angle[:, 1::2])
     return torch.from_numpy(angle.astype(np.float32))[None]  # stays real even under torch.device("meta")
+
+
+def interpolated_table(times: int, side: int, dim: int, patch_size: int) -> Tensor:
+    """The table of 16 x 224 x 224 stretched to times x side x side tokens: float32 [1, tokens, dim].
+
+    The rule of the original's loader for position tables: bicubic in space within every time step, then linear
+    in time, corners not aligned.
+    """
+    home_times, home_side = 16 // TUBELET, 224 // patch_size
+    table = position_table(home_times * home_side**2, dim).view(home_times, home_side, home_side, dim)
+    table = F.interpolate(table.permute(0, 3, 1, 2), (side, side), mode="bicubic")
+    table = table.permute(2, 3, 1, 0).flatten(0, 1)  # [side * side, dim, 8]
+    table = F.interpolate(table, times, mode="linear")
+    return table.permute(2, 0, 1).reshape(1, times * side**2, dim)
 
 
 class PatchEmbed(nn.Module):
@@ -100,13 +117,16 @@ class VideoMAEv2(nn.Module):
     """VideoMAE-V2 of any size; the defaults are the base model with its Kinetics-710 head.
 
     Args:
-        img_size: side of the square input, pixels; a multiple of patch_size. For sizes other than 224 the
-            position table is computed for that token count, not interpolated.
+        img_size: side of the square input, pixels; a multiple of patch_size.
         patch_size: side of a patch, pixels (16; 14 for giant).
         embed_dim, depth, num_heads: width D, number of blocks, attention heads.
         num_frames: frames per window, even.
         num_classes: outputs of the head; 0 builds no head and returns no logits.
         mlp_ratio: hidden width of the MLP over D.
+        final_norm: "fc_norm", of the mean token, as fine-tuned models have it; "norm", of every token before
+            the mean, as encoders of the self-supervised stage have it.
+        position: for inputs other than 16 x 224 x 224. "computed": the sinusoid over the new token index, which
+            is what the original code ends up with; "interpolated": the table the weights have seen, stretched.
     """
 
     def __init__(
@@ -120,6 +140,8 @@ class VideoMAEv2(nn.Module):
         num_frames: int = 16,
         num_classes: int = 710,
         mlp_ratio: float = 4.0,
+        final_norm: Literal["fc_norm", "norm"] = "fc_norm",
+        position: Literal["computed", "interpolated"] = "computed",
     ) -> None:
         super().__init__()
         if img_size % patch_size or num_frames % TUBELET or embed_dim % num_heads:
@@ -127,26 +149,44 @@ class VideoMAEv2(nn.Module):
                 f"videomaev2: img_size {img_size} must be a multiple of patch_size {patch_size}, num_frames "
                 f"{num_frames} even and embed_dim {embed_dim} a multiple of num_heads {num_heads}"
             )
+        if final_norm not in ("fc_norm", "norm") or position not in ("computed", "interpolated"):
+            raise UserError(
+                f"videomaev2: final_norm {final_norm!r} must be 'fc_norm' or 'norm', and position "
+                f"{position!r} 'computed' or 'interpolated'"
+            )
         self.input_shape = (3, num_frames, img_size, img_size)
         self.feature_dim = embed_dim
         hidden = round(embed_dim * mlp_ratio)  # rounded because 1408 * (48 / 11) is 6144 only up to rounding
-        tokens = (num_frames // TUBELET) * (img_size // patch_size) ** 2
+        times, side = num_frames // TUBELET, img_size // patch_size
+        self.token_shape = (times, side, side)
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.position: Tensor
-        self.register_buffer("position", position_table(tokens, embed_dim), persistent=False)
+        if position == "computed":
+            table = position_table(times * side**2, embed_dim)
+        else:
+            table = interpolated_table(times, side, embed_dim, patch_size)
+        self.register_buffer("position", table, persistent=False)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, hidden) for _ in range(depth))
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=EPS)
+        self.norm = nn.LayerNorm(embed_dim, eps=EPS) if final_norm == "norm" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=EPS) if final_norm == "fc_norm" else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """RGB [B, 3, num_frames, img_size, img_size], normalised, to features [B, D], logits [B, classes]."""
+    def forward(self, x: Tensor, tokens: bool = False) -> dict[str, Tensor]:
+        """RGB [B, 3, num_frames, img_size, img_size], normalised, to named outputs.
+
+        features [B, D]; logits [B, classes] where there is a head; when asked for, tokens [B, T', H', W', D],
+        T' = num_frames / 2: what the features are the mean of (followed by fc_norm, if the model has that).
+        """
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"videomaev2 expects [B, {self.input_shape}], got {tuple(x.shape)}")
         x = self.patch_embed(x)
         x = x + self.position.to(x.dtype)
         for block in self.blocks:
             x = block(x)
+        x = self.norm(x)
         outputs = {"features": self.fc_norm(x.mean(1))}
         if self.head is not None:
             outputs["logits"] = self.head(outputs["features"])
+        if tokens:
+            outputs["tokens"] = x.unflatten(1, self.token_shape)
         return outputs

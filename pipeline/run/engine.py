@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.encoders.weights import load_encoder
@@ -16,6 +16,7 @@ from pipeline.plan import ClipTask, Group
 from pipeline.presets import Recipe
 from pipeline.regions import Boxes
 from pipeline.stages import motion, regions, segment, semantic
+from pipeline.stages.tokens import Projection, load_projection
 from pipeline.stages.work import Work
 from pipeline.store.layout import ArraySpec
 from pipeline.store.reader import Cache, StageReader
@@ -42,11 +43,16 @@ class Engine(AbstractContextManager["Engine"]):
         self.stages = tuple(stages)
         self.device = pick_device()
         specs = recipe.spec.stages()
-        self.models: dict[str, nn.Module] = {
+        self.models: dict[str, Any] = {
             name: load_encoder(specs[name].model, specs[name].config, recipe.weights[name]).to(self.device)  # type: ignore[attr-defined]
             for name in NEEDS_FRAMES
             if name in self.stages
         }
+        self.projection: Projection | None = None
+        if "semantic" in self.models:
+            self.projection = load_projection(
+                recipe.spec.semantic, self.models["semantic"], recipe.projection, self.device
+            )
         self.pool = DecodePool(workers)
         self.seconds: dict[str, float] = dict.fromkeys(("decode", *specs), 0.0)
         self._readers: dict[str, StageReader] = {}
@@ -62,7 +68,7 @@ class Engine(AbstractContextManager["Engine"]):
         if stage == "regions":
             return regions.arrays()
         if stage == "semantic":
-            return semantic.arrays(self.models["semantic"].feature_dim)  # type: ignore[arg-type]
+            return semantic.arrays(spec.semantic, self.models["semantic"])
         return motion.arrays(self.models["motion"])
 
     def stream(self, group: Group) -> Iterator[Work]:
@@ -85,8 +91,8 @@ class Engine(AbstractContextManager["Engine"]):
             works = _metered(regions.find_regions(works, spec.regions), "regions", spent)
         if "semantic" in group.missing:
             layer = semantic.encode_windows(
-                works, spec.semantic, spec.regions, spec.segment.stride, self.models["semantic"], batch.semantic,
-                self.device, lacks("semantic"),
+                works, spec.semantic, spec.regions, spec.segment.stride, self.models["semantic"], self.projection,
+                batch.semantic, self.device, lacks("semantic"),
             )  # fmt: skip
             works = _metered(layer, "semantic", spent)
         if "motion" in group.missing:
@@ -121,7 +127,8 @@ class Engine(AbstractContextManager["Engine"]):
     def _load(self, work: Work, missing: Mapping[str, frozenset[str]]) -> None:
         """Read from the cache what later stages need and this run does not compute."""
         key = work.task.key
-        needs_labels = key in missing.get("regions", ()) or key in missing.get("semantic", ())
+        crops = key in missing.get("semantic", ()) and self.recipe.spec.semantic.needs_regions
+        needs_labels = crops or key in missing.get("regions", ())
         if needs_labels and key not in missing.get("segment", ()):
             reader = self._reader("segment")
             if key not in reader.clips:
@@ -130,7 +137,7 @@ class Engine(AbstractContextManager["Engine"]):
             work.labels, work.under = reader.read(key, "labels"), reader.read(key, "under")
             kept = {"frames", "fps", "decoder", "warnings"}
             work.facts = work.facts or {k: v for k, v in reader.clips[key].facts.items() if k in kept}
-        if key in missing.get("semantic", ()) and key not in missing.get("regions", ()):
+        if crops and key not in missing.get("regions", ()):
             boxes = self._reader("regions")
             work.boxes = Boxes(boxes.read(key, "box"), boxes.read(key, "area"), boxes.read(key, "present"))
 
