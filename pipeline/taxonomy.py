@@ -1,7 +1,6 @@
-"""Taxonomies: what the labels of a dataset mean, which region owns which class, where its files lie.
+"""Taxonomies: what the labels of a dataset mean, which region owns which class, how its files are read.
 
-Built-in ones are data, `manifests/datasets/<name>.yaml`; imported folders and lists get one from their
-labels.
+Built-in ones are data, `manifests/datasets/<name>.yaml`; imported folders and lists get one from their labels.
 """
 
 import unicodedata
@@ -11,10 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from pipeline.clip import check_dataset_name, shown
 from pipeline.errors import UserError
-from pipeline.manifest import check_dataset_name, shown
 from pipeline.spec import REGIONS
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "manifests"
@@ -42,6 +49,30 @@ class Label(_Frozen):
     coarse: _Id
 
 
+class Range(_Frozen):
+    """Any number from least to most."""
+
+    least: _Id
+    most: _Id
+
+
+Expected = _Id | tuple[_Id, ...] | Range  # a count, one of several, or a range
+
+
+class Profile(_Frozen):
+    """Official counts of a protocol: clips and distinct videos by split; the split "all" counts every row."""
+
+    rows: dict[str, Expected] = Field(default_factory=dict)
+    videos: dict[str, Expected] = Field(default_factory=dict)
+
+
+class Size(_Frozen):
+    """Clips of the whole dataset and frames of a mean clip, for estimates before anything is downloaded."""
+
+    clips: _Id
+    frames_per_clip: float
+
+
 class Licence(_Frozen):
     """`tag` is the value of the manifest column license_tag; the rest is for people."""
 
@@ -50,23 +81,52 @@ class Licence(_Frozen):
     url: str = ""
 
 
+def _region_order(experts: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    unknown = sorted(set(experts) - set(REGIONS))
+    if unknown:
+        raise ValueError(f"unknown region {unknown[0]!r}; the regions are {', '.join(REGIONS)}")
+    return {region: tuple(sorted(set(experts.get(region, ())))) for region in REGIONS}
+
+
+_Experts = Annotated[dict[str, tuple[_Id, ...]], AfterValidator(_region_order)]
+
+
+def _names_only(entries: Any) -> bool:
+    return isinstance(entries, list) and bool(entries) and all(isinstance(name, str) for name in entries)
+
+
 class Taxonomy(_Frozen):
     """Labels, groups and expert classes of one label space, and how its dataset is imported.
 
-    `labels` and `coarse` are in id order without gaps. `experts` maps every region, in the order of
-    `pipeline.spec.REGIONS`, to the ids of the classes its expert is pre-trained on (may be empty).
+    Attributes:
+        labels, coarse: in id order without gaps. A list of plain names will do for either: ids in its order,
+            all labels in one group.
+        experts: region, in the order of `pipeline.spec.REGIONS`, -> ids of the classes its expert is
+            pre-trained on (may be empty): the strict sets, as the authors have them where they say.
+        expert_variants: name -> other such sets, e.g. "overlap".
+        protocol: of rows whose adapter names none.
+        adapter: module of `pipeline.datasets`; `options` are for it, `import --set` changes them.
+        need_person: a row without a box track, and not `bbox_role: full_frame`, is an error.
+        profiles: protocol -> official counts.
+        page: where docs tell how to get the dataset and what is wrong with it; `tree` is what the root holds.
     """
 
     name: str
+    title: str = ""
     label_space: _Name
     label_kind: Literal["single", "multi", "none"]
     labels: tuple[Label, ...] = ()
     coarse: tuple[Coarse, ...] = ()
-    experts: dict[str, tuple[_Id, ...]] = Field(default_factory=dict, validate_default=True)
+    experts: _Experts = Field(default_factory=dict, validate_default=True)
+    expert_variants: dict[_Name, _Experts] = Field(default_factory=dict)
     protocol: str = "custom"
-    splits: tuple[str, ...] = ()
     adapter: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    need_person: bool = False
+    profiles: dict[str, Profile] = Field(default_factory=dict)
+    size: Size | None = None
+    tree: str = ""
+    page: str = ""
     licence: Licence = Licence()
     citation: str = ""
     notes: tuple[str, ...] = ()
@@ -79,13 +139,20 @@ class Taxonomy(_Frozen):
         except UserError as error:
             raise ValueError(str(error)) from None
 
-    @field_validator("experts")
+    @model_validator(mode="before")
     @classmethod
-    def _region_order(cls, experts: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        unknown = sorted(set(experts) - set(REGIONS))
-        if unknown:
-            raise ValueError(f"unknown region {unknown[0]!r}; the regions are {', '.join(REGIONS)}")
-        return {region: tuple(sorted(set(experts.get(region, ())))) for region in REGIONS}
+    def _plain_lists(cls, data: Any) -> Any:
+        """Names alone become labels or groups."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        labels, coarse = data.get("labels"), data.get("coarse")
+        if _names_only(labels):
+            data["labels"] = [{"id": i, "name": name, "coarse": 0} for i, name in enumerate(labels)]
+            coarse = coarse or ["all"]
+        if _names_only(coarse):
+            data["coarse"] = [{"id": i, "name": name} for i, name in enumerate(coarse)]
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -102,9 +169,10 @@ class Taxonomy(_Frozen):
         for label in self.labels:
             if label.coarse >= len(self.coarse):
                 raise ValueError(f"labels: label {label.id} is in group {label.coarse}, which coarse lacks")
-        for region, owned in self.experts.items():
-            if owned and owned[-1] >= len(self.labels):
-                raise ValueError(f"experts.{region}: {owned[-1]} is not a label id")
+        for variant, experts in {"experts": self.experts, **self.expert_variants}.items():
+            for region, owned in experts.items():
+                if owned and owned[-1] >= len(self.labels):
+                    raise ValueError(f"{variant}.{region}: {owned[-1]} is not a label id")
         if (self.label_kind == "none") != (not self.labels):
             raise ValueError("label_kind is 'none' exactly when there are no labels")
         return self
@@ -117,6 +185,23 @@ class Taxonomy(_Frozen):
     def id_of(self, name: str) -> int | None:
         """Id of the label with this name (blanks and Unicode forms do not matter), or None."""
         return self.ids.get(normalise_name(name))
+
+    @cached_property
+    def _folded(self) -> Mapping[str, int]:
+        return {name.casefold(): label for name, label in self.ids.items()}
+
+    def id_of_any_case(self, name: str) -> int | None:
+        """Like id_of for sources that spell the same names with other capitals."""
+        return self._folded.get(normalise_name(name).casefold())
+
+    def experts_of(self, variant: str = "strict") -> Mapping[str, tuple[int, ...]]:
+        """Region -> classes of its expert. Raises UserError for a variant the dataset does not have."""
+        if variant == "strict":
+            return self.experts
+        if variant not in self.expert_variants:
+            known = ", ".join(("strict", *self.expert_variants))
+            raise UserError(f"{self.name} has no expert classes {shown(variant)!r}; it has {known}")
+        return self.expert_variants[variant]
 
     def coarse_of(self, label_id: int) -> int:
         """Id of the group of a label. Raises UserError for an id outside the label space."""
@@ -180,8 +265,7 @@ def from_labels(
             "name": dataset,
             "label_space": f"{dataset}{len(names)}" if known else "unlabelled",
             "label_kind": label_kind if known else "none",
-            "labels": [{"id": i, "name": name, "coarse": 0} for i, name in enumerate(names)],
-            "coarse": [{"id": 0, "name": "all"}] if known else [],
+            "labels": list(names),
         },
         f"labels of {dataset}",
     )
