@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.manifest import Clip, Manifest, clip_key
 from pipeline.media import Media
 from pipeline.spec import MotionSpec, PipelineSpec, SegmentSpec, SemanticSpec, StageSpec
-from pipeline.store.layout import load_build
+from pipeline.store.layout import build_path, committed_keys, load_build
 from pipeline.store.writer import Stage, open_stage
 
 # Used for a clip whose header does not say how long it is; only the size of the shards depends on it.
@@ -95,7 +95,7 @@ def contents(stage: Stage | None) -> StageContents:
     """What a stage holds; nothing when it was never made."""
     if stage is None:
         return StageContents(frozenset(), frozenset())
-    done = frozenset(clip.clip_key for receipt in stage.receipts() for clip in receipt.clips)
+    done = committed_keys(stage.folder)
     refused = frozenset(entry.clip_key for entry in stage.quarantine())
     return StageContents(done, refused - done)
 
@@ -266,6 +266,4 @@ def _plain(value: Any) -> Any:
 
 
 def _previous_stages(cache: Path, dataset: str) -> Mapping[str, str]:
-    from pipeline.store.layout import build_path
-
     return load_build(cache, dataset)["stages"] if build_path(cache, dataset).exists() else {}

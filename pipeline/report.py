@@ -59,7 +59,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
             "key": stage.key,
             "clips": sum(c.clip_key in keys for receipt in receipts for c in receipt.clips),
             "shards": len(receipts),
-            "bytes": sum(file["bytes"] for receipt in receipts for file in receipt.files.values()),
+            "bytes": sum(file.bytes for receipt in receipts for file in receipt.files.values()),
             "seconds": rate["seconds"] if rate else None,
             "clips_per_s": round(rate["clips"] / rate["seconds"], 2) if rate and rate["seconds"] else None,
         }

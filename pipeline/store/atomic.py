@@ -5,6 +5,7 @@ loss from doing so (a rename may otherwise reach the disk before the bytes it na
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -58,15 +59,19 @@ def sync_folder(path: Path) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line (with its newline) and flush it; a torn last line, left by a kill, is cut off first."""
+    """Append one line (with its newline) and flush it; a torn last line, left by a kill, is cut off first.
+
+    Several processes may append to one file: they take turns, or one would cut what another is writing.
+    """
     make_folder(path.parent)
     is_new = not path.exists()
     with path.open("ab") as file:
-        if not is_new:
-            data = path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                file.truncate(whole)
+        with contextlib.suppress(OSError):  # a file system without locks: there one process builds at a time
+            fcntl.flock(file, fcntl.LOCK_EX)
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -74,12 +79,9 @@ def append_line(path: Path, line: bytes) -> None:
         sync_folder(path.parent)
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The lines of an append-only file, without what follows the last newline; [] when there is no file.
-
-    Raises UnicodeDecodeError (a ValueError) when the lines are not UTF-8.
-    """
-    data = b""
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of an append-only file with their newlines, without what follows the last one; [] when no file."""
     with contextlib.suppress(FileNotFoundError):
         data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
+        return [line + b"\n" for line in data.split(b"\n")[:-1]]
+    return []

@@ -1,7 +1,9 @@
 """Read a cache: numpy and the standard library, no torch, no zarr (numcodecs for zstd arrays only).
 
 A raw shard is mapped once and its index checked once; after that a read is two dictionary look-ups and a
-slice, about a microsecond, and the rows come from the page cache as with np.memmap.
+slice, about a microsecond, and the rows come from the page cache as with np.memmap. With check=True every read
+also compares the rows with the checksum in their receipt (CRC-32, 3 GB/s on one core), so that damage on the disk
+is an error and never a wrong number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +15,19 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.store import layout
 from pipeline.store.layout import ArraySpec, StageDir
-from pipeline.store.records import ClipRows, load_quarantine
-from pipeline.store.shard import CompressedRows, dtype_of, open_shard
+from pipeline.store.records import REPAIR, ClipRows, load_quarantine
+from pipeline.store.shard import CompressedRows, checksum, dtype_of, open_shard
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
 
 
 class Cache:
-    """A cache opened for reading. Raises UserError when root is none, or of a newer format."""
+    """A cache opened for reading; check=True verifies every read. Raises UserError when root is no cache."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, check: bool = False) -> None:
         layout.check_cache(root)
-        self.root = root
+        self.root, self.check = root, check
 
     def dataset(self, name: str) -> "Manifest":
         """The manifest of a dataset of this cache."""
@@ -61,7 +63,7 @@ class Cache:
 
     def stage(self, stage: str, key: str) -> "StageReader":
         """A stage as it is on disk now. Raises UserError when it was not built or is damaged."""
-        return StageReader(StageDir(self.root, stage, key))
+        return StageReader(StageDir(self.root, stage, key), self.check)
 
 
 class StageReader:
@@ -75,12 +77,12 @@ class StageReader:
         shard_rows: rows of every shard.
     """
 
-    def __init__(self, folder: StageDir) -> None:
+    def __init__(self, folder: StageDir, check: bool = False) -> None:
         info = layout.load_stage(folder)
         self.facts: Mapping[str, Any] = info.facts
         self.arrays: Mapping[str, ArraySpec] = info.arrays
         self.shard_rows = info.shard_rows
-        self._folder = folder
+        self._folder, self._check = folder, check
         receipts = layout.load_receipts(folder, info)
         self._receipts = {receipt.shard: receipt for receipt in receipts}
         self.clips: dict[str, ClipRows] = {clip.clip_key: clip for r in receipts for clip in r.clips}
@@ -93,13 +95,14 @@ class StageReader:
         damaged.
         """
         clip = self._clip(clip_key)
-        return self._slice(array, clip.shard, clip.row_start, clip.row_start + clip.n_rows)
+        return self._read(array, clip.shard, clip.row_start, clip.row_start + clip.n_rows, (clip,))
 
     def rows(self, array: str, shard: int) -> np.ndarray:
         """All used rows of a committed shard, as `read` returns them."""
         if shard not in self._receipts:
             raise KeyError(f"{self._folder.path} has no shard {shard}")
-        return self._slice(array, shard, 0, self._receipts[shard].rows)
+        receipt = self._receipts[shard]
+        return self._read(array, shard, 0, receipt.rows, receipt.clips)
 
     def read_many(self, clip_keys: Sequence[str], array: str) -> tuple[np.ndarray, np.ndarray]:
         """Many clips at once, copied in file order.
@@ -116,7 +119,7 @@ class StageReader:
         for i in sorted(range(len(clips)), key=lambda i: (clips[i].shard, clips[i].row_start)):
             clip = clips[i]
             stop = clip.row_start + clip.n_rows
-            out[starts[i] : starts[i + 1]] = self._slice(array, clip.shard, clip.row_start, stop)
+            out[starts[i] : starts[i + 1]] = self._read(array, clip.shard, clip.row_start, stop, (clip,))
         return out, offsets
 
     def _clip(self, clip_key: str) -> ClipRows:
@@ -135,20 +138,27 @@ class StageReader:
                 f"{self._folder.path} has no array '{array}', only {', '.join(self.arrays)}"
             ) from None
 
-    def _slice(self, array: str, shard: int, start: int, stop: int) -> np.ndarray:
+    def _read(self, array: str, shard: int, start: int, stop: int, clips: Sequence[ClipRows]) -> np.ndarray:
+        """Rows start to stop of a shard; `clips` are those that lie there."""
         rows = self._open.get((array, shard))
         if rows is None:
             rows = self._open[array, shard] = self._map(array, shard)
-        if isinstance(rows, np.ndarray):
-            return rows[start:stop]
         try:
+            if self._check:
+                self._verify(array, rows, clips)
             return rows[start:stop]
         except ValueError as error:
             raise self._damaged(array, shard, str(error)) from error
 
+    def _verify(self, array: str, rows: np.ndarray | CompressedRows, clips: Sequence[ClipRows]) -> None:
+        for clip in clips:
+            told = self._receipts[clip.shard].files[array].crc32[clip.position]
+            if checksum(rows, clip.row_start, clip.row_start + clip.n_rows) != told:
+                raise ValueError(f"the checksum of clip {clip.clip_id} is wrong")
+
     def _map(self, array: str, shard: int) -> np.ndarray | CompressedRows:
         spec = self._spec(array)
-        path, nbytes = self._folder.shard_file(spec, shard), self._receipts[shard].files[array]["bytes"]
+        path, nbytes = self._folder.shard_file(spec, shard), self._receipts[shard].files[array].bytes
         try:
             return open_shard(spec, self.shard_rows, path, nbytes)
         except FileNotFoundError as error:
@@ -159,5 +169,5 @@ class StageReader:
             raise UserError(f"{path}: {error.strerror}; check its permissions and `ulimit -n`") from error
 
     def _damaged(self, array: str, shard: int, reason: str) -> UserError:
-        path, receipt = self._folder.shard_file(self.arrays[array], shard), self._folder.receipt(shard)
-        return UserError(f"{path} is damaged: {reason}; delete {receipt} and run `bmoe-cache build`")
+        path = self._folder.shard_file(self.arrays[array], shard)
+        return UserError(f"{path} is damaged: {reason}; {REPAIR}, then `bmoe-cache build`")

@@ -6,19 +6,22 @@ at the end, index codecs bytes + crc32c).
 
 raw    chunks of chunk_rows rows, uncompressed, all present, in order. So the file is a C-order array of S
        rows and then an index that depends on its shape only; unused rows are zeros. It can be mapped.
-zstd   one compressed chunk per row. An unused row has no chunk: its pair is 2^64-1 twice, it reads as zero.
+zstd   one compressed chunk per row, in order and without gaps. An unused row has no chunk: its pair is 2^64-1
+       twice, it reads as zero.
 
 tests/store/test_shard.py proves both equal, byte for byte, to what zarr-python writes. Mapped, a read of a
 clip is as cheap as np.memmap's, where zarr-python takes about a millisecond.
 """
 
 import mmap
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.spec import canonical_json
 from pipeline.store.layout import ArraySpec
 
 ZSTD_LEVEL = 3
@@ -63,6 +66,14 @@ def dense_index(spec: ArraySpec, shard_rows: int) -> np.ndarray:
     return np.stack([offsets, np.full_like(offsets, size)], axis=1)
 
 
+def zstd_index(sizes: np.ndarray, shard_rows: int) -> np.ndarray:
+    """The only index a zstd shard may have: chunks of these sizes (uint64), in order, without gaps, then none."""
+    pairs = np.full((shard_rows, 2), ABSENT, "<u8")
+    pairs[: len(sizes), 0] = np.cumsum(sizes) - sizes
+    pairs[: len(sizes), 1] = sizes
+    return pairs
+
+
 # ------------------------------------------------------------------------------------------------ encode
 
 
@@ -87,11 +98,8 @@ def compress_rows(spec: ArraySpec, rows: np.ndarray) -> list[bytes]:
 
 def zstd_shard(spec: ArraySpec, shard_rows: int, chunks: Sequence[bytes]) -> bytes:
     """The file of a zstd shard whose first rows are chunks and whose others are unused."""
-    pairs = np.full((shard_rows, 2), ABSENT, "<u8")
     sizes = np.array([len(chunk) for chunk in chunks], "<u8")
-    pairs[: len(chunks), 0] = np.cumsum(sizes) - sizes
-    pairs[: len(chunks), 1] = sizes
-    return b"".join([*chunks, encode_index(pairs)])
+    return b"".join([*chunks, encode_index(zstd_index(sizes, shard_rows))])
 
 
 # ------------------------------------------------------------------------------------------------ decode
@@ -100,16 +108,23 @@ def zstd_shard(spec: ArraySpec, shard_rows: int, chunks: Sequence[bytes]) -> byt
 class CompressedRows:
     """The rows of a zstd shard; slicing decompresses them into a new array [n, *row_shape].
 
-    Raises ValueError when the index points outside the file, or (at slicing) when a chunk is damaged.
+    Raises ValueError when the index leaves bytes of the file out, or (at slicing) when a chunk is damaged.
     """
 
     def __init__(self, spec: ArraySpec, file: mmap.mmap, pairs: np.ndarray) -> None:
-        present = pairs[:, 0] != ABSENT
-        ends = pairs[present, 0] + pairs[present, 1]  # uint64: may wrap round, then it is below its offset
+        sizes = pairs[pairs[:, 1] != ABSENT, 1]
         limit = len(file) - len(pairs) * 16 - 4
-        if np.any(ends > limit) or np.any(ends < pairs[present, 0]):
-            raise ValueError("its index points outside the file")
+        whole = np.all(sizes <= limit)  # so that their sum cannot wrap round
+        if not (whole and sizes.sum() == limit and np.array_equal(pairs, zstd_index(sizes, len(pairs)))):
+            raise ValueError("its chunks are not all there, in order and without gaps")
         self._spec, self._file, self._pairs = spec, file, pairs
+        self._edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def stored(self, start: int, stop: int) -> bytes:
+        """The compressed bytes of the used rows from start to stop."""
+        if stop >= len(self._edges):
+            raise ValueError(f"it has {len(self._edges) - 1} rows, not {stop}")
+        return self._file[self._edges[start] : self._edges[stop]]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         from numcodecs.zstd import Zstd
@@ -169,12 +184,22 @@ def open_shard(spec: ArraySpec, shard_rows: int, path: Path, nbytes: int) -> np.
     return rows.reshape(shard_rows, *spec.row_shape)
 
 
+def checksum(rows: np.ndarray | CompressedRows, start: int, stop: int) -> int:
+    """CRC-32 of the bytes that store rows start to stop of an open shard."""
+    return zlib.crc32(rows.stored(start, stop) if isinstance(rows, CompressedRows) else rows[start:stop])
+
+
 # ---------------------------------------------------------------------------------------------- metadata
 
 
-def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+def metadata_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """A zarr.json as it is stored."""
+    return canonical_json(metadata).encode(errors="backslashreplace") + b"\n"
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """zarr.json of the group."""
-    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    return {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
 
 
 def array_metadata(spec: ArraySpec, shard_rows: int, shards: int) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 Order of a commit: every array's shard file, the arrays' length in zarr.json, and last the receipt; each one
 whole, flushed and renamed before the next begins (see atomic.py). Killed anywhere before the receipt, the
-shard does not exist and is written again; nothing that a receipt names is ever written to. One process writes
-a stage.
+shard does not exist and is written again; nothing that a receipt names is ever written to. Several processes
+may write a stage as long as each has shards of its own.
 """
 
-import hashlib
 import json
+import zlib
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from pipeline.spec import canonical_json
 from pipeline.store import atomic, layout, shard
 from pipeline.store.layout import ArraySpec, StageDir, StageInfo
 from pipeline.store.records import (
+    WITHDRAWN,
     ClipRows,
     QuarantineEntry,
     Receipt,
+    ShardFile,
     damage,
-    load_object,
     load_quarantine,
     to_bytes,
     utc_now,
@@ -79,9 +79,10 @@ class Stage:
         atomic.append_line(self.folder.quarantine, to_bytes(asdict(entry)))
 
     def drop_quarantine(self, clip_keys: Collection[str]) -> None:
-        """Forget these clips, so that the next build tries them again."""
-        kept = [entry for entry in self.quarantine() if entry.clip_key not in clip_keys]
-        atomic.write_bytes(self.folder.quarantine, b"".join(to_bytes(asdict(entry)) for entry in kept))
+        """Withdraw the entries of these clips, so that the next build tries them again."""
+        for entry in self.quarantine():
+            if entry.clip_key in clip_keys:
+                self.add_quarantine(replace(entry, code=WITHDRAWN, time=utc_now()))
 
 
 def create_stage(
@@ -124,11 +125,11 @@ def create_stage(
         raise UserError(
             f"{folder.stage_json} is missing though there are receipts; restore it or delete the folder"
         )
-    attributes = {"stage": folder.stage, "key": key, "format_version": layout.FORMAT_VERSION}
-    _write_json(folder.zarr / "zarr.json", shard.group_metadata(attributes))
+    write_metadata(folder.zarr, shard.group_metadata(info.to_json()))
     for array in arrays:
-        _write_json(folder.zarr / array.name / "zarr.json", shard.array_metadata(array, shard_rows, 0))
-    _write_json(folder.stage_json, info.to_json())  # last: a stage without stage.json does not exist
+        write_metadata(folder.zarr / array.name, shard.array_metadata(array, shard_rows, 0))
+    # Last: a stage without stage.json does not exist.
+    atomic.write_bytes(folder.stage_json, to_bytes(info.to_json()))
     return Stage(folder, info)
 
 
@@ -142,7 +143,7 @@ def open_stage(cache: Path, stage: str, key: str) -> Stage | None:
 def write_build(cache: Path, dataset: str, record: Mapping[str, Any]) -> None:
     """Note what the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}."""
     layout.check_build(record)
-    _write_json(layout.build_path(cache, dataset), record)
+    atomic.write_bytes(layout.build_path(cache, dataset), to_bytes(record))
 
 
 class ShardBuilder:
@@ -160,6 +161,7 @@ class ShardBuilder:
         }
         self._zstd: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.codec == "zstd"}
         self._clips: dict[str, ClipRows] = {}
+        self._sums: dict[str, list[int]] = {name: [] for name in stage.arrays}
         self._rows = 0
         self._done = False
 
@@ -200,9 +202,13 @@ class ShardBuilder:
         start, plain_facts = self._rows, json.loads(canonical_json(facts))
         for name, (_, shard_rows) in self._raw.items():
             shard_rows[start : start + n] = rows[name]
+            self._sums[name].append(zlib.crc32(shard_rows[start : start + n]))
         for name, chunks in self._zstd.items():
-            chunks.extend(shard.compress_rows(specs[name], rows[name]))
-        self._clips[clip_key] = ClipRows(clip_key, clip_id, self._shard, start, n, plain_facts)
+            new = shard.compress_rows(specs[name], rows[name])
+            chunks.extend(new)
+            self._sums[name].append(zlib.crc32(b"".join(new)))
+        position = len(self._clips)
+        self._clips[clip_key] = ClipRows(clip_key, clip_id, self._shard, position, start, n, plain_facts)
         self._rows += n
 
     def commit(self) -> Receipt:
@@ -221,18 +227,14 @@ class ShardBuilder:
             else:
                 data = memoryview(shard.zstd_shard(spec, info.shard_rows, self._zstd[name]))
             path = folder.shard_file(spec, self._shard)
-            # Hashed while it is written: SHA-256 takes about as long as the disk, and both release the GIL.
-            with ThreadPoolExecutor(1) as pool:
-                sha256 = pool.submit(hashlib.sha256, data)
-                atomic.write_bytes(path, data)
+            atomic.write_bytes(path, data)
             atomic.sweep(path)
-            size = shard.index_bytes(spec, info.shard_rows)
-            files[name] = {"bytes": data.nbytes, "index_bytes": size, "sha256": sha256.result().hexdigest()}
-        for spec in info.arrays.values():
-            _grow(folder.zarr / spec.name / "zarr.json", (self._shard + 1) * info.shard_rows)
-        receipt = Receipt(self._shard, self._rows, tuple(self._clips.values()), files)
-        _write_json(folder.receipt(self._shard), receipt.to_json())
+            files[name] = ShardFile(data.nbytes, tuple(self._sums[name]))
+        grow(self._stage, self._shard + 1)
+        receipt = Receipt(self._shard, tuple(self._clips.values()), files)
+        atomic.write_bytes(folder.receipt(self._shard), to_bytes(receipt.to_json()))
         atomic.sweep(folder.receipt(self._shard))
+        grow(self._stage, self._stage.next_shard)  # another process may have put its shorter length over ours
         self._done = True
         return receipt
 
@@ -259,14 +261,16 @@ def _checked(spec: ArraySpec, value: np.ndarray) -> np.ndarray:
     return value.astype(shard.dtype_of(spec), copy=False)
 
 
-def _grow(path: Path, rows: int) -> None:
-    """Raise the length of an array to rows, in its metadata; shard files never change."""
-    with damage(path, "delete the stage's folder and run `bmoe-cache build`"):
-        metadata = load_object(path)
-        if metadata["shape"][0] < rows:
-            metadata["shape"][0] = rows
-            _write_json(path, metadata)
+def grow(stage: Stage, shards: int) -> None:
+    """Raise the length of the arrays to so many shards, in their metadata; shard files never change."""
+    for spec in stage.arrays.values():
+        folder = stage.folder.zarr / spec.name
+        with damage(folder / "zarr.json"):
+            length = json.loads((folder / "zarr.json").read_bytes())["shape"][0]
+        if length < shards * stage.shard_rows:
+            write_metadata(folder, shard.array_metadata(spec, stage.shard_rows, shards))
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    atomic.write_bytes(path, to_bytes(record))
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the zarr.json of a group or array."""
+    atomic.write_bytes(folder / "zarr.json", shard.metadata_bytes(metadata))

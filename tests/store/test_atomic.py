@@ -65,7 +65,7 @@ def test_append_cuts_off_a_torn_line(tmp_path: Path) -> None:
     atomic.append_line(path, b"one\n")
     with path.open("ab") as file:
         file.write("torn é".encode()[:-1])
-    assert atomic.whole_lines(path) == ["one"]
+    assert atomic.whole_lines(path) == [b"one\n"]
     atomic.append_line(path, b"two\n")
     assert path.read_bytes() == b"one\ntwo\n"
-    assert atomic.whole_lines(path) == ["one", "two"]
+    assert atomic.whole_lines(path) == [b"one\n", b"two\n"]

@@ -1,6 +1,5 @@
 """kill -9 of a real writer at random moments: no torn file, every receipt holds, the next run completes."""
 
-import hashlib
 import os
 import random
 import signal
@@ -30,15 +29,13 @@ def start(root: Path, shards: int) -> subprocess.Popen[str]:
 def whole_shards(stage: Stage) -> int:
     """The number of committed shards, after checking every file that has its final name."""
     folder = StageDir(stage.folder.root, stage.name, stage.key)
-    receipts, reader = stage.receipts(), StageReader(folder)
+    receipts, reader = stage.receipts(), StageReader(folder, check=True)
     for spec in ARRAYS:
         for path in (folder.zarr / spec.name / "c").rglob("*"):
             if path.is_file() and not path.name.startswith("."):  # with a receipt or without
                 open_shard(spec, SHARD_ROWS, path, path.stat().st_size)
         assert zarr.open_array(folder.zarr / spec.name, mode="r").shape[0] >= len(receipts) * SHARD_ROWS
         for receipt in receipts:
-            data = folder.shard_file(spec, receipt.shard).read_bytes()
-            assert hashlib.sha256(data).hexdigest() == receipt.files[spec.name]["sha256"]
             rows = reader.read(f"clip {receipt.shard}", spec.name)
             np.testing.assert_array_equal(rows, expected(receipt.shard)[spec.name])
     return len(receipts)

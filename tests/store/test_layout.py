@@ -1,8 +1,8 @@
 """cache.json, stage.json, receipts and builds: what is refused, and in which words."""
 
-import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ClipError, UserError
 from pipeline.store import layout
 from pipeline.store.layout import ArraySpec, StageDir
-from pipeline.store.records import QuarantineEntry, load_quarantine
+from pipeline.store.records import QuarantineEntry, load_quarantine, load_record, to_bytes
 from pipeline.store.writer import write_build
 from tests.store.caches import FEATURES, fill, make_stage
 
@@ -19,7 +19,8 @@ KEY = "0123456789abcdef" * 4
 
 
 def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change a record and give it a good checksum: what a faulty program would write."""
+    path.write_bytes(to_bytes({**load_record(path), **changes}))
 
 
 def test_init_is_idempotent_and_survives_a_kill_in_it(tmp_path: Path) -> None:
@@ -45,19 +46,24 @@ def test_init_refuses_what_is_no_cache(tmp_path: Path) -> None:
 
 def test_newer_formats_are_refused(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)
-    edit(stage.folder.stage_json, format_version=2)
-    with pytest.raises(UserError, match=r"stage\.json: format 2 is newer than 1"):
+    edit(stage.folder.stage_json, format_version=3)
+    with pytest.raises(UserError, match=r"stage\.json: format 3 is newer than 2"):
         layout.load_stage(stage.folder)
-    edit(tmp_path / "cache.json", format_version=2)
+    edit(tmp_path / "cache.json", format_version=3)
     for check in (layout.init_cache, layout.check_cache):
-        with pytest.raises(UserError, match=r"cache\.json: format 2 is newer than 1.*upgrade"):
+        with pytest.raises(UserError, match=r"cache\.json: format 3 is newer than 2.*upgrade"):
             check(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": true}', "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2}', "\xff", "[" * 100_000])
 def test_damaged_cache_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "cache.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"cache\.json is damaged"):
+    with pytest.raises(
+        UserError, match=r"cache\.json is damaged .*checksum.*; run `bmoe-cache verify --repair"
+    ):
+        layout.check_cache(tmp_path)
+    (tmp_path / "cache.json").write_bytes(to_bytes({"format_version": True}))
+    with pytest.raises(UserError, match=r"cache\.json is damaged .*'format_version'"):
         layout.check_cache(tmp_path)
 
 
@@ -111,7 +117,7 @@ def test_stage_json_of_another_key_with_the_same_digits(tmp_path: Path) -> None:
 
 def test_damaged_stage_json(tmp_path: Path) -> None:
     folder = make_stage(tmp_path).folder
-    good = json.loads(folder.stage_json.read_text())
+    good = load_record(folder.stage_json)
     array = good["arrays"][0]
     for changes in (
         {"facts": {**good["facts"], "version": 2}},
@@ -123,8 +129,8 @@ def test_damaged_stage_json(tmp_path: Path) -> None:
         {"shard_rows": "16"},
         {"shard_rows": 0},
     ):
-        folder.stage_json.write_text(json.dumps({**good, **changes}))
-        with pytest.raises(UserError, match=r"stage\.json is damaged .*bmoe-cache build"):
+        folder.stage_json.write_bytes(to_bytes({**good, **changes}))
+        with pytest.raises(UserError, match=r"stage\.json is damaged .*bmoe-cache verify --repair"):
             layout.load_stage(folder)
 
 
@@ -139,35 +145,45 @@ def test_receipts_round_trip(tmp_path: Path) -> None:
         (3, 1, [0]),
     ]
     for receipt in receipts:
-        assert receipt.to_json() == json.loads(stage.folder.receipt(receipt.shard).read_text())
+        assert receipt.to_json() == load_record(stage.folder.receipt(receipt.shard))
         assert all(clip.shard == receipt.shard for clip in receipt.clips)
+        assert [clip.position for clip in receipt.clips] == list(range(len(receipt.clips)))
+    assert layout.committed_keys(stage.folder) == {clip.clip_key for r in receipts for clip in r.clips}
 
 
 def test_damaged_receipts(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)
     fill(stage, [3, 9])
     path = stage.folder.receipt(0)
-    good = json.loads(path.read_text())
-    clip = good["clips"][1]
+    whole, good = path.read_bytes(), load_record(path)
+    key, file = good["clip_keys"][0], good["files"]["labels"]
     changes: dict[str, Any]
     for changes in (
         {"shard": 1},
-        {"rows": 11},
-        {"clips": good["clips"][1:]},
-        {"clips": [good["clips"][0], {**clip, "row_start": 2}]},
-        {"clips": [good["clips"][0], {**clip, "n_rows": 14}], "rows": 17},
-        {"clips": [good["clips"][0], {**clip, "n_rows": 9.0}]},
-        {"clips": [good["clips"][0], {**clip, "facts": None}]},
-        {"clips": [7]},
+        {"clip_keys": [key]},
+        {"clip_keys": [key, key]},
+        {"clip_ids": ["clip 0", 7]},
+        {"n_rows": [3, 14]},
+        {"n_rows": [12, 0]},
+        {"n_rows": [3, 9.0]},
+        {"n_rows": [3, True]},
+        {"facts": [{}, None]},
+        {name: [] for name in ("clip_keys", "clip_ids", "n_rows", "facts")},
         {"files": {}},
-        {"files": {**good["files"], "labels": {"bytes": -1.5}}},
+        {"files": {**good["files"], "labels": {**file, "bytes": -1.5}}},
+        {"files": {**good["files"], "labels": {**file, "crc32": file["crc32"][:1]}}},
     ):
-        path.write_text(json.dumps({**good, **changes}))
-        with pytest.raises(UserError, match=r"receipts/0\.json is damaged .*delete it and run"):
+        path.write_bytes(to_bytes({**good, **changes}))
+        with pytest.raises(UserError, match=r"receipts/0\.json is damaged .*bmoe-cache verify --repair"):
             stage.receipts()
-    path.write_text(json.dumps(good)[:-9])
-    with pytest.raises(UserError, match=r"receipts/0\.json is damaged"):
-        stage.receipts()
+    for damaged in (whole[:-9], b"", whole.replace(b"clip_keys", b"clip_kexs"), whole.upper()):
+        path.write_bytes(damaged)
+        for read in (stage.receipts, lambda: layout.committed_keys(stage.folder)):
+            with pytest.raises(UserError, match=r"receipts/0\.json is damaged .*checksum"):
+                read()
+    path.write_bytes(to_bytes({"shard": 0, **good}))
+    with pytest.raises(UserError, match="does not begin with its clips"):
+        layout.committed_keys(stage.folder)
 
 
 def test_only_receipts_count_as_receipts(tmp_path: Path) -> None:
@@ -204,7 +220,8 @@ def test_quarantine_file(tmp_path: Path) -> None:
     stage.add_quarantine(entry)
     assert stage.quarantine() == (entry,)
     data = stage.folder.quarantine.read_bytes()
-    for damage in (b"{}\n", b"nope\n", b"[]\n", data.replace(b'"attempts":2', b'"attempts":"2"')):
+    wrong = to_bytes({**asdict(entry), "attempts": "2"})
+    for damage in (b"{}\n", b"nope\n", b"[]\n", to_bytes({}), wrong, data.replace(b"motion", b"potion")):
         stage.folder.quarantine.write_bytes(data + damage)
         with pytest.raises(UserError, match=r"quarantine\.jsonl is damaged \(line 2: "):
             stage.quarantine()

@@ -133,13 +133,25 @@ def test_raw_index_with_a_good_checksum_but_a_hole_is_refused(tmp_path: Path) ->
             shard.open_shard(FEATURES, 8, path, path.stat().st_size)
 
 
-def test_zstd_index_outside_the_file_is_refused(tmp_path: Path) -> None:
-    for pair in ((0, 10**6), (2**64 - 8, 16), (10**6, 4)):
+def test_zstd_index_that_leaves_bytes_out_or_points_outside_is_refused(tmp_path: Path) -> None:
+    none, all_of_it = (shard.ABSENT, shard.ABSENT), (0, 64)
+    for first, second in (
+        (none, none),
+        (none, all_of_it),
+        (all_of_it, (64, shard.ABSENT)),
+        ((0, 10**6), none),
+        ((0, 60), none),
+        ((2**64 - 8, 72), none),
+        ((4, 60), none),
+        ((0, 40), (40, 25)),
+        ((24, 40), (0, 24)),
+        ((0, 2**63), (2**63, 2**63 + 64)),
+    ):
         pairs = np.full((8, 2), shard.ABSENT, "<u8")
-        pairs[0] = pair
+        pairs[:2] = first, second
         path = tmp_path / "0"
         path.write_bytes(bytes(64) + shard.encode_index(pairs))
-        with pytest.raises(ValueError, match="outside the file"):
+        with pytest.raises(ValueError, match="in order and without gaps"):
             shard.open_shard(LABELS, 8, path, path.stat().st_size)
 
 
