@@ -7,13 +7,20 @@ The head's InstanceNorm uses the statistics of the image at hand in evaluation t
 tiling an input changes its labels, so every frame goes through whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.encoders.preprocess import sapiens_input
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.plan import ClipTask
+    from pipeline.spec import SegmentSpec
 
 EPS = 1e-6  # of every LayerNorm (torch's default is 1e-5)
 PATCH = 16
@@ -137,6 +144,8 @@ class SapiensSeg(nn.Module):
         num_classes: part classes, background included.
     """
 
+    parts = "sapiens28"
+
     def __init__(
         self,
         *,
@@ -163,3 +172,14 @@ class SapiensSeg(nn.Module):
         if x.shape[1:] != (3, *self.image_size):
             raise ValueError(f"sapiens-seg expects [B, 3, {self.image_size}], got {tuple(x.shape)}")
         return {"logits": self.decode_head(self.backbone(x))}
+
+    def inputs(
+        self, frames: Tensor, spec: "SegmentSpec", task: "ClipTask", index: np.ndarray
+    ) -> Callable[[int, int], Tensor]:
+        """Squashed to the input size and normalised; see contract.Segmenter."""
+
+        def rows(low: int, high: int) -> Tensor:
+            chosen = frames[torch.from_numpy(index[low:high])]
+            return sapiens_input(chosen, self.image_size, spec.mean, spec.std)
+
+        return rows
