@@ -18,6 +18,7 @@ from pipeline.commands.common import (
     listener,
     show,
 )
+from pipeline.commands.project import project
 
 if TYPE_CHECKING:
     from pipeline.run.build import BuildResult
@@ -98,6 +99,9 @@ def extract(
 ) -> None:
     """Regions, semantic and motion features, after `segment`."""
     _build(dataset, cache, preset, weights, overrides, workers, as_json, ("regions", "semantic", "motion"))
+
+
+app.command()(project)
 
 
 @app.command()
