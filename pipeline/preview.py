@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.regions import Boxes, load_parts, region_map
-from pipeline.spec import REGIONS, RegionsSpec
-from pipeline.stages.regions import nearest_segmented, spread
+from pipeline.regions import Boxes
+from pipeline.spec import REGIONS
 
 COLUMNS = 8  # frames shown, evenly spread over the clip
 CELL = 168  # pixels, the longer side of a shown frame
@@ -22,52 +21,56 @@ REGION_COLOURS = {
 }
 
 
-def part_colours(classes: int = 28) -> np.ndarray:
-    """uint8 [256, 3]: black for the background, then well separated hues."""
+def part_colours() -> np.ndarray:
+    """uint8 [256, 3]: black for the background, then well separated hues, the same for a class id of any list."""
     table = np.zeros((256, 3), np.uint8)
-    for i in range(1, classes):
+    for i in range(1, len(table)):
         r, g, b = colorsys.hsv_to_rgb((i * 0.381966) % 1, 0.65 + 0.3 * (i % 2), 0.95 - 0.2 * (i % 3) / 2)
         table[i] = int(255 * r), int(255 * g), int(255 * b)
     return table
 
 
+def shown_frames(count: int) -> np.ndarray:
+    """The frames of a clip that a picture shows, evenly spread: int64 [n]."""
+    return np.unique(np.linspace(0, count - 1, COLUMNS).round().astype(np.int64))
+
+
 def draw_preview(
     title: str,
     frames: np.ndarray,
+    shown: np.ndarray,
     labels: np.ndarray,
     boxes: Boxes,
-    spec: RegionsSpec,
-    stride: int,
+    maps: np.ndarray | None,
     notes: str = "",
 ) -> Image.Image:
     """Compose the picture.
 
     Args:
         frames: uint8 [F, H, W, 3].
-        labels: uint8 [S, h, w] part labels of every stride-th frame, the clothing rule applied.
-        boxes: of the S segmented frames.
+        shown: [n], the frames to show, one column each; see shown_frames.
+        labels: uint8 [n, h, w] part labels of the shown frames, the clothing rule applied.
+        boxes: of the shown frames.
+        maps: uint8 [n, h, w] region maps of the shown frames, or None where crops are not masked.
     """
-    count, height, width, _ = frames.shape
-    shown = np.unique(np.linspace(0, count - 1, COLUMNS).round().astype(int))
-    near = nearest_segmented(count, stride)[shown]
-    at = spread(boxes, near)
+    _, height, width, _ = frames.shape
     scale = CELL / max(height, width)
     cell = (max(round(width * scale), 1), max(round(height * scale), 1))
     rows: list[tuple[str, list[Image.Image | None]]] = []
     pictures = [Image.fromarray(frames[i]) for i in shown]
-    maps = region_map(labels[near], dict(spec.parts))
-    framed = [_with_boxes(p.resize(cell), at, i) for i, p in enumerate(pictures)]
+    framed = [_with_boxes(p.resize(cell), boxes, i) for i, p in enumerate(pictures)]
     rows.append(("frames", [*framed]))
-    colours = part_colours(len(load_parts().classes))
+    colours = part_colours()
     overlay = []
-    for picture, label in zip(pictures, labels[near], strict=True):
+    for picture, label in zip(pictures, labels, strict=True):
         paint = Image.fromarray(colours[label]).resize(cell, Image.Resampling.NEAREST)
         alpha = Image.fromarray(np.where(label > 0, 165, 0).astype(np.uint8)).resize(cell)
         overlay.append(Image.composite(paint, picture.resize(cell).convert("L").convert("RGB"), alpha))
     rows.append(("parts", [*overlay]))
     for index, region in enumerate(REGIONS):
         crops = [
-            _crop(picture, maps[i] if spec.mask else None, at, i, index) for i, picture in enumerate(pictures)
+            _crop(picture, None if maps is None else maps[i], boxes, i, index)
+            for i, picture in enumerate(pictures)
         ]
         rows.append((region.replace("_", " "), [*crops]))
     return _sheet(title, notes, rows, shown, cell)

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline.carry import nearest_segmented
 from pipeline.errors import UserError
 from pipeline.regions import dress, extent, find_boxes, load_parts, region_map
 from pipeline.spec import REGIONS, RegionsSpec
-from pipeline.stages.regions import nearest_segmented
 
 PARTS = load_parts()
 
@@ -125,7 +125,7 @@ def test_boxes_hold_every_large_piece(maps: np.ndarray) -> None:
 
 @given(st.integers(1, 200), st.integers(1, 9))
 def test_nearest_segmented_frame(frames: int, stride: int) -> None:
-    index = nearest_segmented(frames, stride)
     segmented = np.arange(0, frames, stride)
+    index = nearest_segmented(np.arange(frames), len(segmented), stride)
     away = np.abs(np.arange(frames)[:, None] - segmented[None])
     assert (away[np.arange(frames), index] == away.min(1)).all()

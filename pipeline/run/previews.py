@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.carry import nearest_segmented
 from pipeline.decode import DecodePool
 from pipeline.errors import ClipError, UserError
 from pipeline.plan import ClipTask
-from pipeline.preview import draw_preview, save_preview
+from pipeline.preview import draw_preview, save_preview, shown_frames
 from pipeline.regions import Boxes, dress
 from pipeline.run.engine import decode_job
 from pipeline.spec import RegionsSpec
+from pipeline.stages.regions import carried
+from pipeline.stages.work import Work
 from pipeline.store.reader import Cache
 
 
@@ -45,13 +48,16 @@ def write_previews(cache_root: Path, dataset: str, clip_ids: Sequence[str], out:
         for task, (_, frames) in zip(tasks, pool.decode(jobs), strict=True):
             if isinstance(frames, ClipError):
                 raise frames
-            labels = dress(segment.read(task.key, "labels"), segment.read(task.key, "under"), spec.clothing)
+            labels, under = (segment.read(task.key, name) for name in ("labels", "under"))
             boxes = Boxes(*(regions.read(task.key, name) for name in ("box", "area", "present")))
+            stride = int(segment.facts["stride"])
+            shown = shown_frames(len(frames.array))
+            near = nearest_segmented(shown, len(labels), stride)
+            at, maps = carried(Work(task, labels=labels, under=under, boxes=boxes), spec, stride, shown)
             clip = task.clip
             title = clip.clip_id + (f"   {', '.join(clip.label_names)}" if clip.label_names else "")
             notes = f"{len(frames.array)} frames, {frames.decoder}"
-            picture = draw_preview(
-                title, frames.array, labels, boxes, spec, int(segment.facts["stride"]), notes
-            )
+            worn = dress(labels[near], under[near], spec.clothing)
+            picture = draw_preview(title, frames.array, shown, worn, at, maps if spec.mask else None, notes)
             paths[clip.clip_id] = save_preview(picture, out, clip.clip_id)
     return paths

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from pipeline.carry import carry_boxes, carry_maps
 from pipeline.regions import Boxes, dress, find_boxes, region_map
 from pipeline.spec import RegionsSpec
 from pipeline.stages.work import Work, raw
@@ -38,12 +39,10 @@ def find_regions(works: Iterable[Work], spec: RegionsSpec) -> Iterator[Work]:
         yield work
 
 
-def spread(boxes: Boxes, index: np.ndarray) -> Boxes:
-    """Boxes of the frames in `index` (positions among the segmented frames)."""
-    return Boxes(boxes.box[index], boxes.area[index], boxes.present[index])
-
-
-def nearest_segmented(frames: int, stride: int) -> np.ndarray:
-    """For every frame the position of the nearest segmented frame, the earlier one on a tie: int64 [F]."""
-    index = (np.arange(frames) + (stride - 1) // 2) // stride
-    return np.minimum(index, -(-frames // stride) - 1)
+def carried(
+    work: Work, spec: RegionsSpec, segment_stride: int, frames: np.ndarray
+) -> tuple[Boxes, np.ndarray]:
+    """(boxes, region maps uint8 [n, h, w]) of the given frames of a work that has labels and boxes."""
+    assert work.boxes is not None
+    boxes = carry_boxes(work.boxes, frames, segment_stride, spec.carry)
+    return boxes, carry_maps(maps(work, spec), frames, segment_stride, spec.carry)

@@ -11,7 +11,7 @@ from pipeline.encoders.preprocess import normalisation, window_indices, window_s
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS, RegionsSpec, SemanticSpec
 from pipeline.stages.packing import Rows, packed
-from pipeline.stages.regions import maps, nearest_segmented, spread
+from pipeline.stages.regions import carried
 from pipeline.stages.tokens import Projection, token_map
 from pipeline.stages.work import Work, raw
 from pipeline.store.layout import ArraySpec
@@ -133,13 +133,11 @@ def _views(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """(float32 [views, used, 3, size, size] on the 0-255 scale, bool [views, used] where each is present)."""
     frames = work.frames_on(device)
-    nearest = nearest_segmented(len(frames), stride)[used]
     if len(used) < len(frames):
         frames = frames[torch.from_numpy(used)]
     if spec.needs_regions:
-        assert work.boxes is not None
-        boxes = spread(work.boxes, nearest)
-        masks = torch.from_numpy(maps(work, regions)).to(device)[nearest] if regions.mask else None
+        boxes, kept = carried(work, regions, stride, used)
+        masks = torch.from_numpy(kept).to(device) if regions.mask else None
     made, there = [], []
     for view in spec.views:
         if view == "full":
