@@ -12,9 +12,11 @@ from pipeline.commands.common import (
     Group,
     Json,
     Preset,
+    SegmentStride,
     Set,
     Weights,
     Workers,
+    all_overrides,
     listener,
     show,
 )
@@ -41,15 +43,15 @@ def plan(
     preset: Preset = "base",
     weights: Weights = None,
     overrides: Set = None,
+    segment_stride: SegmentStride = None,
     as_json: Json = False,
 ) -> None:
     """Say for every stage what is fresh, partial, stale or missing, and why."""
     from pipeline.presets import load_recipe
     from pipeline.run.build import plan_dataset, plan_record
 
-    planned, _, _ = plan_dataset(
-        cache, dataset, load_recipe(preset, weights, overrides or ()), listen=listener(as_json)
-    )
+    recipe = load_recipe(preset, weights, all_overrides(overrides, segment_stride))
+    planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
     lines = [_clips_line(dataset, plan_record(planned)["clips"])]
     lines += [
         f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  "
@@ -66,11 +68,13 @@ def build(
     preset: Preset = "base",
     weights: Weights = None,
     overrides: Set = None,
+    segment_stride: SegmentStride = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Compute everything the preset lacks for a dataset. Exit status 1 while any clip is pending."""
-    _build(dataset, cache, preset, weights, overrides, workers, as_json, None)
+    changes = all_overrides(overrides, segment_stride)
+    _build(dataset, cache, preset, weights, changes, workers, as_json, None)
 
 
 @app.command()
@@ -80,11 +84,13 @@ def segment(
     preset: Preset = "base",
     weights: Weights = None,
     overrides: Set = None,
+    segment_stride: SegmentStride = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Only the segment stage: part labels of every clip."""
-    _build(dataset, cache, preset, weights, overrides, workers, as_json, ("segment",))
+    changes = all_overrides(overrides, segment_stride)
+    _build(dataset, cache, preset, weights, changes, workers, as_json, ("segment",))
 
 
 @app.command()
@@ -94,11 +100,13 @@ def extract(
     preset: Preset = "base",
     weights: Weights = None,
     overrides: Set = None,
+    segment_stride: SegmentStride = None,
     workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """Regions, semantic and motion features, after `segment`."""
-    _build(dataset, cache, preset, weights, overrides, workers, as_json, ("regions", "semantic", "motion"))
+    changes = all_overrides(overrides, segment_stride)
+    _build(dataset, cache, preset, weights, changes, workers, as_json, ("regions", "semantic", "motion"))
 
 
 app.command()(project)
@@ -219,7 +227,7 @@ def _build(
     cache: Path,
     preset: str,
     weights: Path | None,
-    overrides: list[str] | None,
+    overrides: list[str],
     workers: int,
     as_json: bool,
     stages: tuple[str, ...] | None,
@@ -231,7 +239,7 @@ def _build(
     from pipeline.run.build import plan_record
     from pipeline.spec import STAGES
 
-    recipe = load_recipe(preset, weights, overrides or ())
+    recipe = load_recipe(preset, weights, overrides)
     result = run_build(cache, dataset, recipe, stages or STAGES, listener(as_json), workers)
     record = {
         **plan_record(result.before),

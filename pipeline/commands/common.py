@@ -36,9 +36,19 @@ Preset = Annotated[str, typer.Option("--preset", help="Encoders and options: man
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override of the preset, e.g. regions.padding=0.15.")
 ]
+SegmentStride = Annotated[
+    int | None,
+    typer.Option("--segment-stride", min=1, help="Segment every n-th frame, as --set segment.stride=n."),
+]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Folder with weights files.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def all_overrides(overrides: list[str] | None, segment_stride: int | None) -> list[str]:
+    """The --set options, and those that have an option of their own."""
+    stride = [] if segment_stride is None else [f"segment.stride={segment_stride}"]
+    return [*(overrides or ()), *stride]
 
 
 def listener(as_json: bool) -> Listener:
