@@ -37,7 +37,7 @@ def segment(
     boxes: dict[str, PixelBox | None] = {}  # clip key -> crop, of clips between the two passes
 
     def forward(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        return _labels(model(rows.to(device)), spec, parts)
+        return _labels(model(rows), spec, parts)
 
     def rows(work: Work, index: Callable[[int], np.ndarray], box: PixelBox | None) -> Rows:
         nothing = Rows(work, 0, lambda low, high: torch.empty(0))
@@ -54,7 +54,7 @@ def segment(
 
     def look() -> Iterator[Work]:
         whole = (rows(work, look_at, None) for work in works)
-        for work, out in packed(whole, batch, forward, spec.precision):
+        for work, out in packed(whole, batch, forward, spec.precision, device):
             if out:
                 assert work.frames is not None
                 assert model.image_size is not None
@@ -67,7 +67,7 @@ def segment(
         rows(work, lambda count: np.arange(0, count, spec.stride), boxes.get(work.task.key))
         for work in source
     )
-    for work, out in packed(strided, batch, forward, spec.precision):
+    for work, out in packed(strided, batch, forward, spec.precision, device):
         if out:
             assert work.frames is not None
             box = boxes.pop(work.task.key, None)

@@ -109,7 +109,7 @@ def encode_windows(
             made["tokens"] = token_map(out["tokens"], tuple(spec.tokens["grid"]), projection)
         return made
 
-    for work, out in packed((rows(work) for work in works), batch, forward, spec.precision):
+    for work, out in packed((rows(work) for work in works), batch, forward, spec.precision, device):
         if out:
             assert work.frames is not None
             starts, windows, present = plans.pop(work.task.key)

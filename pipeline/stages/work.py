@@ -1,5 +1,6 @@
 """What travels through the stages with one clip."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,10 +35,37 @@ class Work:
     boxes: Boxes | None = None
     written: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = field(default_factory=dict)
     error: tuple[str, ClipError] | None = None  # (stage, what)
+    _there: torch.Tensor | None = None  # the frames on the GPU
 
-    def frames_on(self, device: torch.device) -> torch.Tensor:
-        """The frames as uint8 [F, H, W, 3] on a device; on the CPU without a copy."""
-        return torch.from_numpy(self.frames).to(device)
+    def upload(self, device: torch.device, stream: torch.cuda.Stream) -> None:
+        """Take the frames to a GPU on a stream of its own, and wait until they are there.
+
+        Where they find no room, frames_on tries again when earlier clips have made some.
+        """
+        if self.frames is None:
+            return
+        with torch.cuda.stream(stream), contextlib.suppress(torch.OutOfMemoryError):
+            there = torch.from_numpy(self.frames).to(device)
+            stream.synchronize()
+            self._there = there
+
+    def frames_on(self, device: torch.device, index: np.ndarray | None = None) -> torch.Tensor:
+        """The frames, or those of an index, as uint8 [F, H, W, 3] on a device; on the CPU all without a copy."""
+        if self._there is not None:
+            # Its memory belongs to the uploading stream, which must not reuse it before this one has read it.
+            self._there.record_stream(torch.cuda.current_stream(device))
+            return self._there if index is None else self._there[torch.from_numpy(index)]
+        assert self.frames is not None
+        return torch.from_numpy(self.frames if index is None else self.frames[index]).to(device)
+
+    def drop_frames(self) -> None:
+        """Let go of the frames, here and on the GPU."""
+        self.frames = self._there = None
+
+    def release(self) -> None:
+        """Let go of all that is large, once everything is written."""
+        self.drop_frames()
+        self.labels = self.under = None
 
 
 def raw(name: str, dtype: str, *row_shape: int, chunk_rows: int) -> ArraySpec:
