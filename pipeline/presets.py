@@ -7,106 +7,19 @@ one line with how to get it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import ValidationError
 
-from pipeline.encoders.weights import checked_sha256, file_sha256, resolve_weights, weights_entry
+from pipeline.encoders.digests import file_sha256
+from pipeline.encoders.weights import Weights, parse_entries, resolve_weights, weights_digest, weights_entry
 from pipeline.errors import UserError
+from pipeline.options import Preset, RunOptions, TokenOptions
 from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "presets"
 DEFAULT = "base"
-
-
-class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Precision = Literal["float32", "bfloat16"]
-
-
-class SegmentOptions(Options):
-    weights: str
-    label_size: tuple[int, int]
-    normalisation: Literal["mmseg", "lite"] = "mmseg"
-    stride: int = Field(default=1, ge=1)
-    crop: Literal["none", "person"] = "none"
-    precision: Precision = "float32"
-
-
-class RegionsOptions(Options):
-    parts: str = "sapiens28"
-    box: Literal["clip", "frame"] = "clip"
-    padding: float = Field(default=0.10, ge=0, le=1)
-    smoothing: int = Field(default=1, ge=1)
-    min_area: float = Field(default=0.0005, ge=0, lt=1)
-    clothing: Literal["keep", "reassign"] = "keep"
-    mask: bool = True
-    carry: Literal["nearest", "blend"] = "nearest"
-
-
-class TokenOptions(Options):
-    """Token maps kept beside the features, pooled to `grid` and projected to `width` in the same pass."""
-
-    views: tuple[Literal["full", "head", "body", "upper_limb", "lower_limb"], ...] = ("full",)
-    grid: tuple[PositiveInt, PositiveInt] = (7, 7)
-    width: PositiveInt | None = 256  # None keeps the encoder's own width
-    projection: str = "random"  # seeded orthogonal, or a file that `bmoe-cache project` has fitted
-
-    @model_validator(mode="after")
-    def _projection_has_a_width(self) -> Self:
-        if not self.views or (self.width is None and self.projection != "random"):
-            raise ValueError("give at least one view, and a width to the projection of a file")
-        return self
-
-
-class SemanticOptions(Options):
-    weights: str
-    stride: int | None = Field(default=None, ge=1)  # 4 where neither stride nor windows nor sampling is given
-    windows: int | None = Field(default=None, ge=1)
-    sampling: Literal["dense", "uniform"] = "dense"
-    normalisation: Literal["imagenet", "none"] = "imagenet"
-    tokens: TokenOptions | None = None
-    precision: Precision = "float32"
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Self:
-        given = [self.stride is not None, self.windows is not None, self.sampling == "uniform"]
-        if sum(given) > 1:
-            raise ValueError(
-                "give one of stride, windows, and sampling: uniform (stride: null takes a stride back)"
-            )
-        return self
-
-
-class MotionOptions(Options):
-    weights: str
-    short_side: int = Field(default=256, ge=1)
-    crop: int = Field(default=224, ge=1)
-    precision: Precision = "float32"
-
-
-class Batch(Options):
-    segment: int = Field(default=4, ge=1)
-    semantic: int = Field(default=16, ge=1)
-    motion: int = Field(default=8, ge=1)
-
-
-class RunOptions(Options):
-    """How to run, never what comes out: nothing here enters a key."""
-
-    shard_clips: int = Field(default=256, ge=1)
-    batch: Batch = Batch()
-
-
-class Preset(Options):
-    segment: SegmentOptions
-    regions: RegionsOptions = RegionsOptions()
-    semantic: SemanticOptions
-    motion: MotionOptions
-    run: RunOptions = RunOptions()
 
 
 @dataclass(frozen=True)
@@ -114,7 +27,7 @@ class Recipe:
     """A preset made concrete: the specs, the files of the weights by stage and of the tokens' projection."""
 
     spec: PipelineSpec
-    weights: Mapping[str, Path]
+    weights: Mapping[str, Path | None]  # None: the weights come in a package
     run: RunOptions
     projection: Path | None = None  # None: random, or no token maps
 
@@ -138,6 +51,8 @@ def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
         values = yaml.safe_load(path.read_text())
         for override in overrides if isinstance(values, dict) else ():
             _lay_over(values, override)
+        if isinstance(values, dict) and isinstance(values.get("weights"), dict):
+            values["weights"] = parse_entries(values["weights"], path)
         return Preset.model_validate(values)
     except (ValidationError, yaml.YAMLError) as error:
         if isinstance(error, ValidationError):
@@ -161,8 +76,44 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
     values[leaf] = yaml.safe_load(text)
 
 
-def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def wanted_weights(preset: Preset) -> dict[str, Weights]:
+    """Stage -> the entry of its weights. Raises UserError for an unknown one."""
+    return {
+        stage: weights_entry(getattr(preset, stage).weights, preset.weights)
+        for stage in ("segment", "semantic", "motion")
+    }
+
+
+def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = None) -> dict[str, Path | None]:
+    """Stage -> the file or folder of its weights, looked up in ``given`` first (see ``resolve_weights``).
+
+    ``given`` may also be a file where the preset wants only one that it does not bring itself. Raises UserError
+    naming everything missing at once, a line for each.
+    """
+    outside = list(dict.fromkeys(entry.name for entry in entries.values() if entry.repo or entry.folder))
+    if given is not None and not given.exists():
+        raise UserError(f"--weights {given}: no such file or folder; check the path")
+    if given is not None and given.is_file() and len(outside) > 1:
+        wants = ", ".join(outside)
+        raise UserError(f"--weights {given} is one file, preset '{name}' wants {wants}; give their folder")
+    files: dict[str, Path | None] = {}
+    missing: dict[str, None] = {}
+    for stage, entry in entries.items():
+        try:
+            files[stage] = resolve_weights(entry, given, alone=len(outside) == 1)
+        except UserError as error:
+            missing[str(error)] = None
+    if missing:
+        everything = f"all of it: `bmoe-cache weights fetch --preset {name}`"
+        raise UserError("\n  ".join([f"preset '{name}' cannot run here:", *missing, everything]))
+    return files
+
+
+def load_recipe(name: str, weights: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Find the weights of a preset, take their digests, and link the specs.
+
+    Args:
+        weights: folder (or file) of weights, as ``find_all`` takes it.
 
     Raises UserError naming every missing file at once, each with how to get it and its licence.
     """
@@ -170,18 +121,9 @@ def load_recipe(name: str, weights_folder: Path | None = None, overrides: Sequen
     from pipeline.regions import load_parts
 
     preset = read_preset(name, overrides)
-    wanted = {stage: getattr(preset, stage).weights for stage in ("segment", "semantic", "motion")}
-    files: dict[str, Path] = {}
-    missing: list[str] = []
-    for stage, weights in wanted.items():
-        try:
-            files[stage] = resolve_weights(weights, weights_folder)
-        except UserError as error:
-            missing.append(str(error))
-    if missing:
-        raise UserError(f"preset '{name}' cannot run here:\n  " + "\n  ".join(missing))
-    digests = {stage: checked_sha256(wanted[stage], path) for stage, path in files.items()}
-    entries = {stage: weights_entry(weights) for stage, weights in wanted.items()}
+    entries = wanted_weights(preset)
+    files = find_all(name, entries, weights)
+    digests = {stage: weights_digest(entries[stage], path) for stage, path in files.items()}
     mean, std = normalisation(preset.segment.normalisation)
     segment = SegmentSpec(
         model=entries["segment"].model,

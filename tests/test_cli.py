@@ -129,7 +129,7 @@ def test_missing_weights_are_all_named_with_their_licence(built_cache: Path, tmp
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    for word in ("sapiens_0.3b", "vit_b_k710", "MANet", "--weights", "hf download", "licence"):
+    for word in ("sapiens_0.3b", "vit_b_k710", "MANet", "--weights", "weights fetch", "licence"):
         assert word in done.stderr
 
 

@@ -1,22 +1,22 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.encoders.weights import resolve_weights, weights_entry
 from pipeline.errors import UserError
-from pipeline.presets import FOLDER, load_recipe, preset_names, read_preset
+from pipeline.presets import FOLDER, load_recipe, preset_names, read_preset, wanted_weights
 from pipeline.spec import RegionsSpec
 
 
 def test_every_preset_is_valid_and_names_known_weights() -> None:
-    from pipeline.encoders.weights import weights_entry
-
-    assert preset_names() == ["base", "demo", "paper"]
+    assert {"base", "demo", "paper"} <= set(preset_names())
     for name in preset_names():
-        preset = read_preset(name)
-        for stage in ("segment", "semantic", "motion"):
-            assert weights_entry(getattr(preset, stage).weights).licence
+        for entry in wanted_weights(read_preset(name)).values():
+            assert entry.licence
+    assert read_preset("paper").semantic.windows == 8
 
 
 def test_demo_recipe_is_complete_on_any_machine() -> None:
@@ -67,10 +67,86 @@ def test_preset_names_do_not_leave_their_folder() -> None:
         read_preset("nowhere.yaml")
 
 
-def test_changed_embedded_weights_are_refused(tmp_path: Path) -> None:
-    from pipeline.encoders.weights import checked_sha256
+# --- weights ---------------------------------------------------------------------------------------------
 
-    other = tmp_path / "segmenter.safetensors"
-    other.write_bytes(b"something else")
-    with pytest.raises(UserError, match="demo-segmenter"):
-        checked_sha256("demo-segmenter", other)
+ABOUT = "licence: MIT, citation: c, trained_on: t"
+
+
+def own_preset(
+    folder: Path, weights: str, segment: str = "demo-segmenter", motion: str = "demo-manet"
+) -> str:
+    """The demo preset, as a file with entries of its own, one of them for the semantic stage."""
+    preset = yaml.safe_load((FOLDER / "demo.yaml").read_text())
+    preset["weights"] = yaml.safe_load(weights)
+    preset["semantic"]["weights"] = "mine"
+    preset["segment"]["weights"], preset["motion"]["weights"] = segment, motion
+    (folder / "mine.yaml").write_text(yaml.safe_dump(preset))
+    return str(folder / "mine.yaml")
+
+
+def test_a_preset_brings_its_own_weights(tmp_path: Path) -> None:
+    entry = weights_entry("demo-videomaev2")
+    name = own_preset(
+        tmp_path, f"{{mine: {{model: videomaev2, config: {entry.config}, path: w/m.safetensors, {ABOUT}}}}}"
+    )
+    with pytest.raises(UserError, match=r"w/m\.safetensors"):
+        load_recipe(name)
+    (tmp_path / "w").mkdir()
+    embedded = resolve_weights(entry)
+    assert embedded is not None
+    shutil.copy(embedded, tmp_path / "w" / "m.safetensors")
+    mine, demo = load_recipe(name), load_recipe("demo")
+    assert mine.weights["semantic"] == tmp_path / "w" / "m.safetensors"
+    assert mine.spec.semantic.key == demo.spec.semantic.key
+
+
+def test_everything_missing_is_named_at_once_a_line_each(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("paper", tmp_path)
+    first, *lines, last = str(caught.value).splitlines()
+    assert "'paper'" in first
+    assert [line.split("'")[1] for line in lines] == ["sapiens-seg-1b", "videomaev2-giant-k710", "manet-ma52"]
+    assert all("weights fetch" in line and "licence: " in line for line in lines)
+    assert "weights fetch --preset paper" in last
+
+
+def test_one_file_will_do_where_one_is_wanted(tmp_path: Path) -> None:
+    name = own_preset(tmp_path, f"{{mine: {{model: videomaev2, repo: a/b, file: c.pth, {ABOUT}}}}}")
+    (tmp_path / "renamed.pth").write_bytes(b"1")
+    assert load_recipe(name, tmp_path / "renamed.pth").weights["semantic"] == tmp_path / "renamed.pth"
+    name = own_preset(
+        tmp_path, f"{{mine: {{model: videomaev2, repo: a/b, file: c.pth, {ABOUT}}}}}", motion="manet-ma52"
+    )
+    with pytest.raises(UserError, match="wants mine, manet-ma52"):
+        load_recipe(name, tmp_path / "renamed.pth")
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_recipe("demo", tmp_path / "absent")
+
+
+def test_folders_and_packages_are_sources_too(tmp_path: Path) -> None:
+    name = own_preset(tmp_path, f"{{mine: {{model: videomaev2, folder: true, {ABOUT}}}}}")
+    own = tmp_path / "files" / "mine"
+    own.mkdir(parents=True)
+    (own / "a.npz").write_bytes(b"1")
+    first = load_recipe(name, tmp_path / "files")
+    assert first.weights["semantic"] == own
+    (own / "b.npz").write_bytes(b"2")
+    assert load_recipe(name, own).spec.semantic.key != first.spec.semantic.key
+    name = own_preset(tmp_path, f"{{mine: {{model: videomaev2, package: mediapipe==0.10.21, {ABOUT}}}}}")
+    assert load_recipe(name).weights["semantic"] is None
+
+
+@pytest.mark.parametrize("weights", ["{mine: [1]}", "{mine: {model: manet}}", "[mine]"])
+def test_broken_entries_of_a_preset_are_named(tmp_path: Path, weights: str) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        read_preset(own_preset(tmp_path, weights))
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    pin = "0" * 64
+    name = own_preset(
+        tmp_path, f"{{mine: {{model: videomaev2, repo: a/b, file: c.pth, sha256: '{pin}', {ABOUT}}}}}"
+    )
+    (tmp_path / "c.pth").write_bytes(b"something else")
+    with pytest.raises(UserError, match="'mine' pin 0000"):
+        load_recipe(name, tmp_path)

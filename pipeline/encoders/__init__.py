@@ -1,12 +1,14 @@
 """Frozen encoders: plain torch modules whose state-dict keys are those of the original releases.
 
 ``create_model`` is the only door: a family (every size is an option) or a named size of a family. Torch is
-imported when a model is built, so that the command line can name the choices without it.
+imported when a model is built, so that the command line can name the choices without it. Other packages add
+families through the entry point group ``bmoe_cache.encoders`` (name -> class); see docs/encoders.md.
 """
 
 import importlib
+import importlib.metadata
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2"),
     "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg"),
+    "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg"),
+    "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter"),
     "manet": ("pipeline.encoders.manet", "MANet"),
 }
 
@@ -37,6 +41,7 @@ SIZES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 MODELS = (*FAMILIES, *SIZES)
+ENTRY_POINTS = "bmoe_cache.encoders"
 
 
 def family_of(name: str) -> str:
@@ -45,14 +50,38 @@ def family_of(name: str) -> str:
         return name
     if name in SIZES:
         return SIZES[name][0]
-    raise UserError(f"unknown model {name!r}: use one of {', '.join(sorted(MODELS))}")
+    others = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name in others.names:
+        return name
+    known = ", ".join(sorted({*MODELS, *others.names}))
+    raise UserError(f"unknown model {name!r}: use one of {known}")
+
+
+def model_class(name: str) -> "type[nn.Module]":
+    """The class of a model name. Raises UserError for an unknown one."""
+    family = family_of(name)
+    if family in FAMILIES:
+        module, attribute = FAMILIES[family]
+        found = getattr(importlib.import_module(module), attribute)
+    else:
+        found = importlib.metadata.entry_points(group=ENTRY_POINTS)[family].load()
+    return found  # type: ignore[no-any-return]
+
+
+def model_options(name: str, build: "Callable[..., nn.Module]", config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the named size with config over them; UserError when ``build`` takes no such option."""
+    known = inspect.signature(build).parameters
+    for option in config:
+        if option not in known:
+            raise UserError(f"model {name!r} has no option {option!r}: use one of {', '.join(known)}")
+    return {**(SIZES[name][1] if name in SIZES else {}), **config}
 
 
 def create_model(name: str, **config: Any) -> "nn.Module":
     """Build a model with freshly initialised parameters; ``forward`` returns a dict of named outputs.
 
     Args:
-        name: a family or a named size (``MODELS``).
+        name: a family or a named size (``MODELS``), or a family of another package.
         **config: options of the family's constructor; they override those of the named size.
 
     Works under ``torch.device("meta")`` too, for counting parameters without their memory.
@@ -60,13 +89,5 @@ def create_model(name: str, **config: Any) -> "nn.Module":
     Raises:
         UserError: unknown name, unknown option, or options that do not fit together.
     """
-    family = family_of(name)
-    module, attribute = FAMILIES[family]
-    model_class = getattr(importlib.import_module(module), attribute)
-    options = [p for p in inspect.signature(model_class.__init__).parameters if p != "self"]
-    for option in config:
-        if option not in options:
-            raise UserError(f"model {name!r} has no option {option!r}: use one of {', '.join(options)}")
-    preset = SIZES[name][1] if name in SIZES else {}
-    model: nn.Module = model_class(**{**preset, **config})
-    return model
+    build = model_class(name)
+    return build(**model_options(name, build, config))

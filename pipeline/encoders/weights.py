@@ -1,270 +1,202 @@
-"""Encoder weights: where a file is, what it holds, and whether it fits.
+"""Encoder weights: the table of what there is (manifests/weights.yaml), where a file is, and its digest."""
 
-A weights file is untrusted data: safetensors, or a pickle read by torch's restricted unpickler, or a
-TorchScript archive of which only the tensors are taken. Names and digests are in ``manifests/weights.yaml``.
-"""
-
-import hashlib
-import re
-import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.encoders import SIZES, create_model, family_of
+from pipeline.encoders import family_of
+from pipeline.encoders.digests import file_sha256, folder_sha256
 from pipeline.errors import UserError
+from pipeline.spec import digest
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+TABLE = Path(__file__).resolve().parents[2] / "manifests" / "weights.yaml"
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
-WRAPPERS = ("state_dict", "model", "module")  # mmcv and mmengine; VideoMAE; DeepSpeed
-PREFIXES = ("module.", "_orig_mod.", "model.")  # data parallel; torch.compile; Hugging Face remote code
-JIT_ONLY = ("data_preprocessor.mean", "data_preprocessor.std")  # tracing turns these into persistent buffers
-SHOWN = 10  # names per kind in the message about a file that does not fit
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Weights(BaseModel):
-    """One entry of weights.yaml: an embedded file (path, under manifests/) or a file of a hub repository."""
+    """One entry of weights.yaml, or of the `weights:` of a preset file. Exactly one source of four.
+
+    A file beside the table (`path`); a file of a hub repository (`repo` and `file`, with the files `also` that
+    it needs beside it); a folder of the user's own (`folder: true`); an installed package (`package`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: Path  # folder that `path` starts from: that of the table
     model: str  # a name create_model knows
     config: dict[str, Any] = {}
     path: str | None = None
     repo: str | None = None
     file: str | None = None
+    also: tuple[str, ...] = ()
+    folder: bool = False
+    package: str | None = None  # a requirement, e.g. mediapipe==0.10.21
     revision: str | None = None  # commit of the repository; None = not pinned
     bytes: int | None = None
-    sha256: str | None = None
+    about: str | None = None  # the size as published, where the exact one is not known
+    sha256: Sha256 | None = None  # of path or file
+    twin: str | None = None  # entry with the same tensors, taken where this one's file is not there
     licence: str
     citation: str
     trained_on: str
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        family_of(self.model)
-        if (self.path is None) == (self.repo is None) or (self.repo is None) != (self.file is None):
-            raise ValueError("an entry has either path, or repo and file")
-        source = PurePosixPath(self.path or self.file or "")
-        if source.is_absolute() or ".." in source.parts:
-            raise ValueError(f"{source} leaves its folder")
+        if sum((self.path is not None, self.repo is not None, self.folder, self.package is not None)) != 1:
+            raise ValueError("an entry has one of path, repo, folder and package")
+        if (self.repo is None) != (self.file is None) or (self.also and not self.repo):
+            raise ValueError("repo and file go together, and `also` with them")
+        for source in map(PurePosixPath, filter(None, (self.path, self.file, *self.also))):
+            if source.is_absolute() or ".." in source.parts:
+                raise ValueError(f"{source} leaves its folder")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths in the repository of a hub entry, that of the tensors first."""
+        if self.file is None:
+            return ()
+        return (self.file, *(str(PurePosixPath(self.file).parent / name) for name in self.also))
+
+    @property
+    def size(self) -> str:
+        """For people: "174 MB", or as published; "" where it is not known."""
+        if self.bytes is None:
+            return self.about or ""
+        return f"{self.bytes / 1e9:.2f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
+
+
+def parse_entries(values: Any, source: Path) -> dict[str, Weights]:
+    """Entries by name out of the YAML of ``source``. Raises UserError naming the file and the entry."""
+    entries = {}
+    for name, fields in values.items():
+        try:
+            entries[name] = Weights(**{**fields, "name": name, "base": source.parent})
+        except (ValidationError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{source}: entry {name!r} is not valid ({reason}); correct it") from None
+    return entries
 
 
 @cache
-def weights_table(path: Path = MANIFESTS / "weights.yaml") -> Mapping[str, Weights]:
-    """All entries by name. Raises UserError naming the file and the entry that is not valid."""
-    table = {}
-    for name, fields in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        try:
-            table[name] = Weights(name=name, **fields)
-        except (ValidationError, TypeError, UserError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: entry {name!r} is not valid ({reason}); correct it") from None
-    return table
+def weights_table() -> Mapping[str, Weights]:
+    """All entries of weights.yaml by name."""
+    return parse_entries(yaml.safe_load(TABLE.read_text(encoding="utf-8")), TABLE)
 
 
-def weights_entry(name: str) -> Weights:
-    """The entry of that name; UserError listing the names when there is none such."""
-    table = weights_table()
+def weights_entry(name: str, own: Mapping[str, Weights] | None = None) -> Weights:
+    """The entry of that name, from ``own`` (those of a preset) before the table.
+
+    Raises UserError: no such entry, or its model is unknown here.
+    """
+    table = {**weights_table(), **(own or {})}
     if name not in table:
         raise UserError(f"unknown weights {name!r}: use one of {', '.join(table)}")
+    try:
+        family_of(table[name].model)
+    except UserError as error:
+        raise UserError(f"weights {name!r}: {error}") from None
     return table[name]
 
 
-def resolve_weights(name: str, folder: Path | None = None) -> Path:
-    """Find the file of an entry on this machine; nothing is downloaded.
+def resolve_weights(entry: Weights | str, given: Path | None = None, alone: bool = False) -> Path | None:
+    """The file or folder of an entry on this machine, None for a package; nothing is downloaded.
 
-    Embedded weights are under manifests/. Others are looked up in ``folder`` (as ``folder/FILE NAME`` or by
-    their path in the repository), then in the Hugging Face cache.
+    Args:
+        given: folder to look in first. A hub file is found there by its name, by its path in the repository, or
+            under the repository's own name; a folder under the entry's name.
+        alone: ``given`` is for this entry alone, so it may also be the file, or the folder, itself.
 
     Raises:
-        UserError: not found; says which file of which repository, how to get it, and its licence.
+        UserError: not here; says what to get, how, and its licence.
     """
-    entry = weights_entry(name)
+    entry = weights_entry(entry) if isinstance(entry, str) else entry
+    found = find_weights(entry, given, alone)
+    if found is not None or entry.package is not None:
+        return found
     if entry.path is not None:
-        path = MANIFESTS / entry.path
-        if not path.is_file():
-            raise UserError(
-                f"{path}: embedded weights {name!r} are missing; restore the file from the repository"
-            )
-        return path
-    repo, file = str(entry.repo), str(entry.file)  # the validator has seen that both are there
-    if folder is not None:
-        for candidate in (folder / PurePosixPath(file).name, folder / file):
-            if candidate.is_file():
-                return candidate
-    cached = _in_hub_cache(repo, file, entry.revision)
-    if cached is not None:
-        return cached
-    looked = f"in {folder} or " if folder is not None else ""
+        raise UserError(f"{entry.base / entry.path}: weights {entry.name!r} are not there; restore the file")
+    there = f"in {given}" if given is not None else "given"
+    if entry.folder:
+        raise UserError(
+            f"weights {entry.name!r}: no folder {entry.name} {there}; make it ({entry.trained_on}) and pass the "
+            f"folder that holds it with --weights (licence: {entry.licence})"
+        )
+    size = f", {entry.size}" if entry.size else ""
+    looked = f"{there} or " if given is not None else ""
     raise UserError(
-        f"weights {name!r}: {file} of huggingface.co/{repo} is not {looked}in the Hugging Face cache; run "
-        f"`hf download {repo} {file}`, or put the file in a folder and pass --weights FOLDER "
-        f"(licence: {entry.licence})"
+        f"weights {entry.name!r}: {' and '.join(entry.files)} of huggingface.co/{entry.repo} is not {looked}in the "
+        f"Hugging Face cache{size}; run `bmoe-cache weights fetch {entry.name}`, or put it in a folder and pass "
+        f"--weights FOLDER (licence: {entry.licence})"
     )
 
 
-def _in_hub_cache(repo: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def find_weights(entry: Weights, given: Path | None = None, alone: bool = False) -> Path | None:
+    """``resolve_weights`` that gives None for what is not here."""
+    if entry.path is not None:
+        path = entry.base / entry.path
+        return path if path.is_file() else None
+    if given is not None:
+        candidates = [given / entry.name] if entry.folder else _places(entry, given)
+        if alone or given.name == entry.name:
+            candidates.append(given)
+        for candidate in candidates:
+            if candidate.is_dir() if entry.folder else _is_whole(entry, candidate):
+                return candidate
+    if entry.repo is not None and (cached := _in_hub_cache(entry)) is not None:
+        return cached
+    return find_weights(weights_entry(entry.twin), given, alone) if entry.twin else None
 
-    try:
-        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+
+def _places(entry: Weights, folder: Path) -> list[Path]:
+    file, repo = PurePosixPath(str(entry.file)), PurePosixPath(str(entry.repo))
+    return [folder / repo.name / file, folder / file, folder / file.name]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, 64 lower-case hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_whole(entry: Weights, path: Path) -> bool:
+    return path.is_file() and all((path.parent / name).is_file() for name in entry.also)
 
 
-def checked_sha256(name: str, path: Path) -> str:
-    """SHA-256 of the file of an entry; UserError when the manifest pins another one."""
-    found, pinned = file_sha256(path), weights_entry(name).sha256
-    if pinned is not None and found != pinned:
+def _in_hub_cache(entry: Weights) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for revision in (entry.revision, None):  # None: the main branch, whose file may be the pinned one
+        found = [try_to_load_from_cache(str(entry.repo), name, revision=revision) for name in entry.files]
+        if all(isinstance(path, str) for path in found):
+            return Path(str(found[0]))
+    return None
+
+
+def weights_digest(entry: Weights, path: Path | None) -> str:
+    """What stands for the weights in a stage's key: 64 hex digits that change when any byte of them does.
+
+    The SHA-256 of the file; of the names and digests of all files where there are several; of the requirement of
+    a package. Raises UserError when a file is not the one its entry pins.
+    """
+    if path is None:
+        return digest({"package": entry.package})
+    if path.is_dir():
+        return folder_sha256(path)
+    found = file_sha256(path)
+    twin = weights_entry(entry.twin) if entry.twin else None
+    served_by = twin if twin is not None and path.name == PurePosixPath(str(twin.file)).name else entry
+    if served_by.sha256 not in (None, found):
         raise UserError(
-            f"{path}: SHA-256 is {found[:16]}..., weights {name!r} pin {pinned[:16]}...; fetch it "
-            "again, the file is damaged or another one"
+            f"{path}: SHA-256 is {found[:16]}..., weights {served_by.name!r} pin {str(served_by.sha256)[:16]}...; the "
+            "file is damaged or another one: move it away and fetch it again"
         )
+    if entry.also:
+        return folder_sha256(path.parent, [path.name, *entry.also])
     return found
 
 
-def load_state_dict(path: Path) -> dict[str, "Tensor"]:
-    """Tensors of a weights file by name, floating ones in float32, wrappers and common prefixes taken off.
-
-    Reads safetensors, torch checkpoints (only those the restricted unpickler accepts: no code of the file is
-    ever run) and TorchScript archives (tensors only).
-
-    Raises:
-        UserError: not readable, refused by the unpickler, or no state dict inside.
-    """
-    import torch
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; check the path")
-    try:
-        held = _read(path)
-    except UserError:
-        raise
-    except Exception as error:  # a hostile or damaged file can make the readers raise anything
-        asked = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = f"it asks for {asked[1]}" if asked else first_line.split(". ")[0]
-        raise UserError(
-            f"{path}: not readable as weights without running code from the file ({reason}); use a "
-            "safetensors file or a checkpoint that holds tensors only"
-        ) from None
-    state = _unwrap(held)
-    if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-        raise UserError(f"{path}: holds no state dict (names to tensors); use a weights file")
-    for key in JIT_ONLY:
-        state.pop(key, None)
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-
-def _read(path: Path) -> Any:
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {"/".join(name.split("/")[1:]) for name in archive.namelist()}
-        if "constants.pkl" in names:  # only TorchScript archives have it
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        if "data.pkl" not in names:
-            raise UserError(
-                f"{path}: a program or archive, not weights; use the .pth or TorchScript file of this model"
-            )
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unwrap(held: Any) -> dict[str, Any]:
-    while isinstance(held, Mapping):
-        inner = next((held[name] for name in WRAPPERS if isinstance(held.get(name), Mapping)), None)
-        if inner is None:
-            return dict(held)
-        held = inner
-    return {}
-
-
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Load a weights file into a model of create_model, strictly: every name and every shape must agree.
-
-    A model built on the meta device takes the file's tensors as its own.
-
-    Raises:
-        UserError: the file does not fit; says what it looks like and the first names that differ.
-    """
-    from pipeline.encoders.videomaev2 import VideoMAEv2
-
-    state = load_state_dict(path)
-    resembles = _resembles(state)
-    if isinstance(model, VideoMAEv2):
-        state = {re.sub(r"^(backbone|encoder)\.", "", key): value for key, value in state.items()}
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    problems = []
-    for what, keys in (
-        ("missing", [key for key in wanted if key not in found]),
-        ("unexpected", [key for key in found if key not in wanted]),
-        (
-            "other shape",
-            [f"{k} {found[k]} not {wanted[k]}" for k in wanted if found.get(k, wanted[k]) != wanted[k]],
-        ),
-    ):
-        if keys:
-            more = ", ..." if len(keys) > SHOWN else ""
-            problems.append(f"{len(keys)} {what}: {', '.join(keys[:SHOWN])}{more}")
-    if problems:
-        raise UserError(
-            f"{path}: looks like {resembles}, which is not the {type(model).__name__} asked for "
-            f"({'; '.join(problems)}); use the file of this model, or the model and options of this file"
-        )
-    model.load_state_dict(state, strict=True, assign=any(p.is_meta for p in model.parameters()))
-
-
-def _resembles(state: Mapping[str, "Tensor"]) -> str:
-    """What kind of checkpoint the names belong to, for the message about one that does not fit."""
-    for pattern, family, kind in (
-        (r"encoder_to_decoder\.weight", None, "a VideoMAE pre-training checkpoint (encoder and decoder)"),
-        (r"videomae\.encoder\..*", None, "a transformers VideoMAE checkpoint"),
-        (r"backbone\.blocks\.0\.mlp\.layers\..*", None, "an mmaction2 VideoMAE checkpoint"),
-        (r"(?:backbone\.|encoder\.)?blocks\.(\d+)\.attn\.q_bias", "videomaev2", "VideoMAE-V2"),
-        (r"backbone\.layers\.(\d+)\.ln1\.weight", "sapiens-seg", "Sapiens segmentation"),
-        (r"layers\.\d+\.ln1\.weight", None, "a Sapiens pre-training encoder"),
-        (r"backbone\.layer1\..*\.fcce\..*", None, "MANet"),
-    ):
-        hits = [match for key in state if (match := re.fullmatch(pattern, key))]
-        if hits and family:
-            depth, width = 1 + max(int(hit[1]) for hit in hits), len(state[hits[0][0]])
-            for size, (size_family, options) in SIZES.items():
-                if size_family == family and (options["depth"], options["embed_dim"]) == (depth, width):
-                    return size
-            return f"{kind} of depth {depth} and width {width}"
-        if hits:
-            return kind
-    return "no model known here"
-
-
-def load_encoder(model_name: str, config: Mapping[str, Any], path: Path) -> "nn.Module":
-    """A frozen encoder with its weights: float32 on the CPU, evaluation mode, no gradients."""
-    import torch
-
-    with torch.device("meta"):  # spares the random initialisation, half a minute at 1 B parameters
-        model = create_model(model_name, **config)
-    load_weights(model, path)
-    return model.eval().requires_grad_(False)
+def describe(entry: Weights, path: Path | None) -> dict[str, Any]:
+    """An entry as JSON values, and where it is here."""
+    fields = entry.model_dump(mode="json", exclude={"base"}, exclude_defaults=True)
+    return {**fields, "size": entry.size, "here": str(path) if path else None}

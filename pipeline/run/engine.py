@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
-from pipeline.encoders.weights import load_encoder
+from pipeline.encoders.checkpoints import load_encoder
 from pipeline.errors import ClipError
 from pipeline.manifest import resolve
 from pipeline.plan import ClipTask, Group

@@ -1,366 +1,293 @@
-"""Weights files: found, refused, unwrapped, and fitted strictly."""
+"""The table of weights: what an entry may say, where its files are found, what stands for them in a key."""
 
-import io
 import os
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+import yaml
 
-from pipeline.encoders import create_model, weights
-from pipeline.errors import UserError
-
-VIT = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_frames": 4, "num_classes": 5}
-SEG = {"embed_dim": 32, "depth": 1, "num_heads": 2, "image_size": [48, 32], "head_channels": 8}
-MANET = {"width": 16, "depths": [1, 1, 1, 1]}
-GIANT = "vit_g_hybrid_pt_1200e_k710_ft.pth"
-
-
-class RunsCode:
-    """Unpickling it makes the folder `mark`."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    model = create_model("videomaev2", **VIT)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def loads(path: Path, expected: dict[str, Tensor]) -> None:
-    model = create_model("videomaev2", **VIT)
-    weights.load_weights(model, path)
-    found = model.state_dict()
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(found[key], value), key
-
-
-def message(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# --- reading ---------------------------------------------------------------------------------------------
-
-
-def test_safetensors_and_plain_checkpoints(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    save_file(state, tmp_path / "a.safetensors")
-    torch.save(state, tmp_path / "a.pth")
-    torch.save(OrderedDict(state), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("a.safetensors", "a.pth", "old.pth"):
-        loads(tmp_path / name, state)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: {"state_dict": s, "meta": {"epoch": 40, "config": "text"}, "optimizer": {"state": {}}},
-        lambda s: {"model": s, "epoch": 3},
-        lambda s: {"module": s, "dp_world_size": 8},
-        lambda s: {"model": {"module": s}},
-        lambda s: {f"module.{k}": v for k, v in s.items()},
-        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
-        lambda s: {f"model.{k}": v for k, v in s.items()},
-        lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
-        lambda s: {f"backbone.{k}": v for k, v in s.items()},
-        lambda s: {f"encoder.{k}": v for k, v in s.items()},
-    ],
+from pipeline.encoders import digests, model_class, weights
+from pipeline.encoders.digests import file_sha256, folder_sha256
+from pipeline.encoders.weights import (
+    find_weights,
+    parse_entries,
+    resolve_weights,
+    weights_digest,
+    weights_entry,
+    weights_table,
 )
-def test_wrappers_and_prefixes_come_off(
-    tmp_path: Path, state: dict[str, Tensor], wrap: Callable[[dict[str, Tensor]], Any]
-) -> None:
-    torch.save(wrap(state), tmp_path / "w.pth")
-    loads(tmp_path / "w.pth", state)
+from tests.encoders.checkpoint_files import refusal
+
+GIANT = "vit_g_hybrid_pt_1200e_k710_ft.pth"
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+ABOUT = "licence: MIT, citation: c, trained_on: t"
 
 
-@pytest.mark.parametrize(("name", "config"), [("sapiens-seg", SEG), ("manet", MANET)])
-def test_backbone_is_part_of_the_names_of_the_other_families(
-    tmp_path: Path, name: str, config: dict[str, Any]
-) -> None:
-    model = create_model(name, **config)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "m.pth")
-    loaded = weights.load_encoder(name, config, tmp_path / "m.pth")
-    for key, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_floats_become_float32(
-    tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype, suffix: str
-) -> None:
-    lower = {key: value.to(dtype) for key, value in state.items()}
-    path = tmp_path / f"half.{suffix}"
-    if suffix == "pth":
-        torch.save({"module": lower}, path)
-    else:
-        save_file(lower, path)
-    loads(path, {key: value.float() for key, value in lower.items()})
-    encoder = weights.load_encoder("videomaev2", VIT, path)
-    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
-
-
-def test_integer_buffers_stay_integers(tmp_path: Path) -> None:
-    torch.save(create_model("manet", **MANET).half().state_dict(), tmp_path / "m.pth")
-    state = weights.load_state_dict(tmp_path / "m.pth")
-    assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_torchscript_gives_its_tensors_without_the_preprocessor(tmp_path: Path) -> None:
-    class Exported(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            model = create_model("sapiens-seg", **SEG)
-            self.backbone = model.get_submodule("backbone")
-            self.decode_head = model.get_submodule("decode_head")
-            self.data_preprocessor = nn.Module()
-            self.data_preprocessor.register_buffer("mean", torch.ones(3, 1, 1), persistent=False)
-            self.data_preprocessor.register_buffer("std", torch.ones(3, 1, 1), persistent=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            preprocessor = self.data_preprocessor
-            x = (x - preprocessor.get_buffer("mean")) / preprocessor.get_buffer("std")
-            logits: Tensor = self.decode_head(self.backbone(x))
-            return logits
-
-    exported = Exported().eval()
-    x = torch.randn(1, 3, 48, 32)
-    with torch.no_grad():
-        torch.jit.trace(exported, x, check_trace=False).save(str(tmp_path / "seg_torchscript.pt2"))
-        expected = exported(x + 1)
-        encoder = weights.load_encoder("sapiens-seg", SEG, tmp_path / "seg_torchscript.pt2")
-        torch.testing.assert_close(encoder(x)["logits"], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_encoders_are_frozen_and_real(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    torch.save(state, tmp_path / "a.pth")
-    encoder = weights.load_encoder("videomaev2", VIT, tmp_path / "a.pth")
-    assert not encoder.training
-    assert not any(p.requires_grad or p.is_meta for p in encoder.parameters())
-    reference = create_model("videomaev2", **VIT).eval()
-    reference.load_state_dict(state)
-    x = torch.randn(1, 3, 4, 32, 32)
-    with torch.inference_mode():
-        assert torch.equal(encoder(x)["features"], reference(x)["features"])
-
-
-# --- refusing --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, form: str) -> None:
-    mark, path = tmp_path / "mark", tmp_path / "evil.pth"
-    payload = {"meta": RunsCode(mark), "state_dict": {"a": torch.zeros(1)}}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(payload, protocol=2))
-    else:
-        torch.save(payload, path, _use_new_zipfile_serialization=form == "zip")
-    reason = message(lambda: weights.load_state_dict(path))
-    assert "without running code" in reason
-    assert "evil.pth" in reason
-    assert f"it asks for {os.name}.mkdir" in reason
-    assert not mark.exists()
-    torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
-    assert mark.exists(), "the file of this test must be one that does harm when trusted"
-
-
-def test_damaged_foreign_and_empty_files_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    torch.save(state, tmp_path / "whole.pth")
-    whole = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
-    (tmp_path / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"lr": 0.1}, tmp_path / "numbers.pth")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("serialized_exported_program.json", "{}")
-    (tmp_path / "bfloat16.pt2").write_bytes(buffer.getvalue())
-    names = (
-        "cut.pth",
-        "empty.pth",
-        "text.pth",
-        "text.safetensors",
-        "list.pth",
-        "numbers.pth",
-        "bfloat16.pt2",
-    )
-    for name in (*names, "absent.pth"):
-        assert name in message(lambda name=name: weights.load_state_dict(tmp_path / name))  # type: ignore[misc]
-    assert "not weights" in message(lambda: weights.load_state_dict(tmp_path / "bfloat16.pt2"))
-
-
-def test_a_file_of_another_model_says_which_and_what_differs(tmp_path: Path) -> None:
-    torch.save(create_model("sapiens-seg", **SEG).state_dict(), tmp_path / "seg.pth")
-    reason = message(lambda: weights.load_encoder("videomaev2", VIT, tmp_path / "seg.pth"))
-    assert "looks like Sapiens segmentation of depth 1 and width 32" in reason
-    assert "VideoMAEv2" in reason
-    assert "32 missing: patch_embed.proj.weight, patch_embed.proj.bias, blocks.0.norm1.weight" in reason
-    assert reason.count("blocks.") == weights.SHOWN - 2
-    assert reason.count("decode_head.") <= weights.SHOWN
-
-    torch.save(create_model("manet", **MANET).state_dict(), tmp_path / "manet.pth")
-    assert "looks like MANet" in message(
-        lambda: weights.load_encoder("sapiens-seg", SEG, tmp_path / "manet.pth")
-    )
-
-
-def test_a_named_size_is_recognised(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        small = create_model("videomaev2-small").state_dict()
-    state = {
-        key: torch.zeros(1).expand(value.shape) for key, value in small.items()
-    }  # strides 0: a small file
-    torch.save(state, tmp_path / "small.pth")
-    assert (tmp_path / "small.pth").stat().st_size < 200_000
-    reason = message(lambda: weights.load_encoder("videomaev2", VIT, tmp_path / "small.pth"))
-    assert "looks like videomaev2-small" in reason
-    assert "patch_embed.proj.weight (384, 3, 2, 16, 16) not (48, 3, 2, 16, 16)" in reason
-
-
-def test_other_options_show_in_shapes_and_one_name_is_enough(
-    tmp_path: Path, state: dict[str, Tensor]
-) -> None:
-    torch.save(state, tmp_path / "a.pth")
-    other = {**VIT, "num_classes": 4}
-    reason = message(lambda: weights.load_encoder("videomaev2", other, tmp_path / "a.pth"))
-    assert "2 other shape: head.weight (5, 48) not (4, 48), head.bias (5,) not (4,)" in reason
-    torch.save({k: v for k, v in state.items() if k != "blocks.1.attn.v_bias"}, tmp_path / "b.pth")
-    assert "1 missing: blocks.1.attn.v_bias" in message(
-        lambda: weights.load_encoder("videomaev2", VIT, tmp_path / "b.pth")
-    )
-    torch.save({**state, "norm.weight": torch.zeros(48)}, tmp_path / "c.pth")
-    assert "1 unexpected: norm.weight" in message(
-        lambda: weights.load_encoder("videomaev2", VIT, tmp_path / "c.pth")
-    )
-
-
-def test_a_pretraining_checkpoint_is_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    encoder = {f"encoder.{k}": v for k, v in state.items() if not k.startswith(("fc_norm", "head"))}
-    pretraining = {**encoder, "mask_token": torch.zeros(1), "encoder_to_decoder.weight": torch.zeros(2, 48)}
-    torch.save({"model": pretraining}, tmp_path / "mae.pth")
-    reason = message(lambda: weights.load_encoder("videomaev2", VIT, tmp_path / "mae.pth"))
-    assert "pre-training checkpoint" in reason
-    assert "4 missing: fc_norm.weight" in reason
-
-
-# --- finding ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def empty_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     import huggingface_hub.constants
+    import huggingface_hub.file_download
 
-    hub = tmp_path / "hub"
+    hub = tmp_path_factory.mktemp("hub")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
     return hub
 
 
-def test_every_entry_is_complete_and_builds() -> None:
-    table = weights.weights_table()
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("user_cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr(digests, "RECENT_S", -1.0)
+    return folder / "bmoe-cache" / "digests.json"
+
+
+def entry(source: Path, fields: str) -> weights.Weights:
+    return parse_entries({"mine": yaml.safe_load(f"{{{fields}, {ABOUT}}}")}, source)["mine"]
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def test_every_entry_is_complete_and_its_model_takes_its_config() -> None:
+    import inspect
+
+    table = weights_table()
     assert {"demo-segmenter", "demo-videomaev2", "demo-manet"} <= table.keys()
-    assert {"sapiens-seg-0.3b", "sapiens-seg-0.6b", "sapiens-seg-1b", "manet-ma52"} <= table.keys()
-    assert {"videomaev2-small-k710", "videomaev2-base-k710", "videomaev2-giant-k710"} <= table.keys()
-    for entry in table.values():
-        with torch.device("meta"):
-            create_model(entry.model, **entry.config)
-        assert entry.licence
-        assert entry.citation
-        assert entry.trained_on
-        assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
-    assert "demo-manet" in message(lambda: weights.weights_entry("demo"))
+    for name in table:
+        held = weights_entry(name)
+        build = getattr(model_class(held.model), "from_files", model_class(held.model))
+        assert set(held.config) <= inspect.signature(build).parameters.keys(), name
+        assert held.twin is None or weights_entry(held.twin).model == held.model
+        if held.repo:
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", held.repo)
+            assert held.revision is None or re.fullmatch(r"[0-9a-f]{40}", held.revision)
 
 
-def test_a_missing_file_says_what_to_get_and_its_licence(tmp_path: Path, empty_hub: Path) -> None:
-    reason = message(lambda: weights.resolve_weights("sapiens-seg-1b", tmp_path))
-    file = "sapiens_1b_goliath_best_goliath_mIoU_7994_epoch_151.pth"
-    for part in (
-        f"hf download facebook/sapiens-seg-1b {file}",
-        "--weights FOLDER",
-        "CC-BY-NC-4.0",
-        str(tmp_path),
-    ):
-        assert part in reason
-    assert not empty_hub.exists() or not any(empty_hub.iterdir())
+def test_every_published_file_is_in_the_table() -> None:
+    names = weights_table().keys()
+    for size in ("0.3b", "0.6b", "1b"):
+        assert {f"sapiens-seg-{size}", f"sapiens-seg-{size}-torchscript"} <= names
+    assert {f"videomaev2-{size}-k710" for size in ("small", "base", "giant")} <= names
+    assert {f"videomaev2-{size}-hub" for size in ("base", "large", "huge", "giant")} <= names
+    assert {"videomaev2-giant-mae", "videomaev2-giant-ssv2", "manet-ma52"} <= names
+    assert {"landmarks", "landmarks-mediapipe"} <= names
 
 
-def test_a_folder_is_searched_by_file_name_or_repository_path(tmp_path: Path, empty_hub: Path) -> None:
-    flat, tree = tmp_path / "flat", tmp_path / "tree"
-    (tree / "mae-g").mkdir(parents=True)
-    flat.mkdir()
-    (flat / GIANT).write_bytes(b"1")
-    (flat / f"{GIANT}.part").write_bytes(b"2")
-    (tree / "mae-g" / GIANT).write_bytes(b"3")
-    assert weights.resolve_weights("videomaev2-giant-k710", flat) == flat / GIANT
-    assert weights.resolve_weights("videomaev2-giant-k710", tree) == tree / "mae-g" / GIANT
-    assert "vit_b_k710" in message(lambda: weights.resolve_weights("videomaev2-base-k710", flat))
+def test_entries_with_classes_build_the_model_of_the_published_size() -> None:
+    import torch
 
+    from pipeline.encoders import create_model
 
-def test_the_hub_cache_is_searched(empty_hub: Path) -> None:
-    commit = "0" * 40
-    repo = empty_hub / "models--OpenGVLab--VideoMAE2"
-    file = repo / "snapshots" / commit / "mae-g" / GIANT
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"1")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(commit)
-    assert weights.resolve_weights("videomaev2-giant-k710") == file
-
-
-def test_embedded_weights_are_under_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "MANIFESTS", tmp_path)
-    assert "demo-manet" in message(lambda: weights.resolve_weights("demo-manet"))
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "manet.safetensors").write_bytes(b"1")
-    assert weights.resolve_weights("demo-manet") == tmp_path / "demo" / "manet.safetensors"
+    for held in weights_table().values():
+        if held.bytes and held.model.startswith(("videomaev2-", "sapiens-seg-")):
+            with torch.device("meta"):
+                count = sum(p.numel() for p in create_model(held.model, **held.config).parameters())
+            halves = held.bytes / count / 2
+            assert min(abs(halves - 1), abs(halves - 2)) < 0.03, held.name  # float16 or float32
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        "{model: manet, path: ../m.safetensors}",
-        "{model: manet, path: /m.safetensors}",
-        "{model: manet}",
-        "{model: manet, repo: a/b}",
-        "{model: manet, path: m, repo: a/b, file: f}",
-        "{model: unheard-of, path: m}",
-        "{model: manet, path: m, colour: red}",
-        "[manet]",
+        "path: ../m.safetensors",
+        "path: /m.safetensors",
+        "repo: a/b",
+        "file: f",
+        "path: m, repo: a/b, file: f",
+        "path: m, folder: true",
+        "repo: a/b, file: ../f",
+        "repo: a/b, file: f, also: [../config.json]",
+        "path: m, also: [config.json]",
+        "path: m, colour: red",
+        "path: m, sha256: abc",
+        "config: {}",
     ],
 )
-def test_a_wrong_entry_is_named(tmp_path: Path, fields: str) -> None:
-    path = tmp_path / "weights.yaml"
-    rest = ", licence: MIT, citation: c, trained_on: t}"
-    path.write_text(f"mine: {fields[:-1] + rest if fields.endswith('}') else fields}\n")
-    reason = message(lambda: weights.weights_table(path))
+def test_a_wrong_entry_is_named_with_its_file(tmp_path: Path, fields: str) -> None:
+    reason = refusal(lambda: entry(tmp_path / "weights.yaml", f"model: manet, {fields}"))
     assert "'mine'" in reason
-    assert str(path) in reason
+    assert str(tmp_path / "weights.yaml") in reason
 
 
-def test_digests_are_those_of_the_bytes_and_pins_are_kept(tmp_path: Path) -> None:
+def test_unknown_names_and_models_are_refused(tmp_path: Path) -> None:
+    assert "demo-manet" in refusal(lambda: weights_entry("demo"))
+    assert "'../mine'" in refusal(lambda: parse_entries({"../mine": {}}, tmp_path / "p.yaml"))
+    assert "'mine'" in refusal(lambda: parse_entries({"mine": [1]}, tmp_path / "p.yaml"))
+    own = {"mine": entry(tmp_path / "p.yaml", "model: unheard-of, path: m")}
+    reason = refusal(lambda: weights_entry("mine", own))
+    assert "'mine'" in reason
+    assert "unheard-of" in reason
+
+
+# --- finding ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_says_what_to_get_and_its_licence(tmp_path: Path, empty_hub: Path) -> None:
+    reason = refusal(lambda: resolve_weights("sapiens-seg-1b", tmp_path))
+    for part in (
+        "sapiens_1b_goliath_best_goliath_mIoU_7994_epoch_151.pth of huggingface.co/facebook/sapiens-seg-1b",
+        "bmoe-cache weights fetch sapiens-seg-1b",
+        "--weights FOLDER",
+        "CC-BY-NC-4.0",
+        "4.72 GB",
+        str(tmp_path),
+    ):
+        assert part in reason
+    assert not any(empty_hub.iterdir())
+
+
+def test_a_folder_is_searched_by_file_name_path_or_repository(tmp_path: Path) -> None:
+    flat, tree, cloned = tmp_path / "flat", tmp_path / "tree", tmp_path / "cloned"
+    for folder in (flat, tree / "mae-g", cloned / "VideoMAE2" / "mae-g"):
+        folder.mkdir(parents=True)
+        (folder / GIANT).write_bytes(b"1")
+        (folder / f"{GIANT}.part").write_bytes(b"2")
+        assert resolve_weights("videomaev2-giant-k710", tmp_path / folder.relative_to(tmp_path).parts[0])
+    assert resolve_weights("videomaev2-giant-k710", flat) == flat / GIANT
+    assert resolve_weights("videomaev2-giant-k710", tree) == tree / "mae-g" / GIANT
+    assert "vit_b_k710" in refusal(lambda: resolve_weights("videomaev2-base-k710", flat))
+
+
+def test_one_file_is_enough_for_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "renamed.pth").write_bytes(b"1")
+    given = tmp_path / "renamed.pth"
+    assert resolve_weights("manet-ma52", given, alone=True) == given
+    assert "manet-ma52" in refusal(lambda: resolve_weights("manet-ma52", given))
+
+
+def test_the_hub_cache_is_searched_by_commit_then_main(empty_hub: Path) -> None:
+    held = weights_entry("videomaev2-giant-k710")
+    repo = empty_hub / "models--OpenGVLab--VideoMAE2"
+    main, pinned = (
+        repo / "snapshots" / commit / "mae-g" / GIANT for commit in ("0" * 40, str(held.revision))
+    )
+    main.parent.mkdir(parents=True)
+    main.write_bytes(b"1")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    assert resolve_weights(held) == main
+    pinned.parent.mkdir(parents=True)
+    pinned.write_bytes(b"1")
+    assert resolve_weights(held) == pinned
+
+
+def test_the_torchscript_twin_serves_where_the_checkpoint_is_not(tmp_path: Path) -> None:
+    held = weights_entry("sapiens-seg-0.6b")
+    twin = tmp_path / str(weights_entry(str(held.twin)).file)
+    twin.write_bytes(b"abc")
+    assert resolve_weights(held, tmp_path) == twin
+    assert weights_digest(held, twin) == ABC
+    own = tmp_path / str(held.file)
+    own.write_bytes(b"1")
+    assert resolve_weights(held, tmp_path) == own
+
+
+def test_files_that_belong_together_are_found_together(tmp_path: Path) -> None:
+    held = entry(tmp_path / "p.yaml", "model: manet, repo: a/b, file: x/m.safetensors, also: [config.json]")
+    assert held.files == ("x/m.safetensors", "x/config.json")
+    folder = tmp_path / "b" / "x"
+    folder.mkdir(parents=True)
+    (folder / "m.safetensors").write_bytes(b"1")
+    assert find_weights(held, tmp_path) is None
+    (folder / "config.json").write_text("{}")
+    assert find_weights(held, tmp_path) == folder / "m.safetensors"
+    before = weights_digest(held, folder / "m.safetensors")
+    (folder / "config.json").write_text('{"depth": 2}')
+    assert weights_digest(held, folder / "m.safetensors") != before
+
+
+def test_a_folder_of_the_users_own(tmp_path: Path) -> None:
+    held = entry(tmp_path / "p.yaml", "model: manet, folder: true")
+    assert "--weights" in refusal(lambda: resolve_weights(held))
+    assert "mine" in refusal(lambda: resolve_weights(held, tmp_path))
+    own = tmp_path / "mine"
+    own.mkdir()
+    assert resolve_weights(held, tmp_path) == own
+    assert resolve_weights(held, own) == own
+    assert resolve_weights(held, own.rename(tmp_path / "other"), alone=True) == tmp_path / "other"
+
+
+def test_a_package_needs_no_files_and_its_requirement_is_its_digest(tmp_path: Path) -> None:
+    one, two = (entry(tmp_path / "p.yaml", f"model: manet, package: mediapipe=={v}") for v in ("1.0", "1.1"))
+    assert resolve_weights(one) is None
+    assert weights_digest(one, None) != weights_digest(two, None)
+
+
+def test_embedded_weights_lie_beside_their_table(tmp_path: Path) -> None:
+    held = entry(tmp_path / "p.yaml", "model: manet, path: w/m.safetensors")
+    assert "m.safetensors" in refusal(lambda: resolve_weights(held))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "m.safetensors").write_bytes(b"1")
+    assert resolve_weights(held) == tmp_path / "w" / "m.safetensors"
+
+
+# --- digests ---------------------------------------------------------------------------------------------
+
+
+def test_pins_are_kept(tmp_path: Path) -> None:
     file = tmp_path / GIANT
     file.write_bytes(b"abc")
-    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert weights.file_sha256(file) == abc
-    assert weights.checked_sha256("manet-ma52", file) == abc  # nothing pinned
-    assert GIANT in message(lambda: weights.checked_sha256("videomaev2-giant-k710", file))
+    assert weights_digest(weights_entry("manet-ma52"), file) == ABC  # nothing pinned
+    reason = refusal(lambda: weights_digest(weights_entry("videomaev2-giant-k710"), file))
+    assert GIANT in reason
+    assert ABC[:16] in reason
+
+
+def test_a_known_file_is_not_read_again_and_a_changed_one_is(
+    tmp_path: Path, own_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    read: list[str] = []
+    true_digest = hashlib.file_digest
+
+    def counted(file, name):  # type: ignore[no-untyped-def]
+        read.append(Path(file.name).name)
+        return true_digest(file, name)
+
+    monkeypatch.setattr(digests.hashlib, "file_digest", counted)
+    file, link = tmp_path / "a.pth", tmp_path / "link.pth"
+    file.write_bytes(b"abc")
+    link.symlink_to(file)
+    assert [file_sha256(file), file_sha256(link), file_sha256(file)] == [ABC] * 3
+    assert read == ["a.pth"]
+    assert own_memory.is_file()
+    status = file.stat()
+    file.write_bytes(b"abd")  # same size, and the old times put back
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_sha256(file) != ABC
+    assert len(read) == 2
+    own_memory.write_text("not JSON")
+    file_sha256(file)
+    assert len(read) == 3
+
+
+def test_a_file_changed_just_now_is_not_remembered(
+    tmp_path: Path, own_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "RECENT_S", 3600.0)
+    (tmp_path / "a.pth").write_bytes(b"abc")
+    file_sha256(tmp_path / "a.pth")
+    assert not own_memory.exists()
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "a.pth").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a.pth") == ABC
+
+
+def test_a_folder_is_its_names_and_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "a.npz").write_bytes(b"1")
+        (tmp_path / name / "sub" / "b.npz").write_bytes(b"2")
+    (tmp_path / "two" / ".hidden").write_bytes(b"3")
+    first = folder_sha256(tmp_path / "one")
+    assert folder_sha256(tmp_path / "two") == first
+    (tmp_path / "two" / "a.npz").rename(tmp_path / "two" / "c.npz")
+    assert folder_sha256(tmp_path / "two") != first
