@@ -3,6 +3,7 @@
 A plan is data: the runner executes it, the command line prints it. Neither torch nor zarr is imported.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from pipeline.manifest import Clip, Manifest, clip_key
 from pipeline.media import Media
-from pipeline.spec import MotionSpec, PipelineSpec, SegmentSpec, SemanticSpec, StageSpec
+from pipeline.spec import MotionSpec, PipelineSpec, SegmentSpec, SemanticSpec, StageSpec, canonical_json
 from pipeline.store.layout import build_path, committed_keys, load_build
 from pipeline.store.writer import Stage, open_stage
 
@@ -88,7 +89,7 @@ def rows_of(spec: StageSpec, frames: int) -> int:
 
 def stage_rows(spec: PipelineSpec, stage: str, frames: int) -> int:
     """rows_of, where the regions stage has a row for every segmented frame."""
-    return rows_of(spec.segment if stage == "regions" else spec.stages()[stage], frames)
+    return rows_of(getattr(spec, "segment" if stage == "regions" else stage), frames)
 
 
 def contents(stage: Stage | None) -> StageContents:
@@ -121,15 +122,17 @@ def count_clips(
     holds: Mapping[str, StageContents],
 ) -> Counts:
     """Account for every row of the manifest over the given stages."""
+    refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
+    complete = frozenset[str].intersection(*(held.done for held in holds.values())) if holds else frozenset()
     done = quarantined = 0
     for clip in manifest.clips:
         task = tasks.get(clip.clip_id)
         if task is None:
             file = media.get(clip.media_path)
             quarantined += file is not None and file.code is not None
-        elif any(task.key in held.quarantined for held in holds.values()):
+        elif task.key in refused:
             quarantined += 1
-        elif holds and all(task.key in held.done for held in holds.values()):
+        elif task.key in complete:
             done += 1
     total = len(manifest.clips)
     return Counts(total, done, quarantined, total - done - quarantined)
@@ -151,22 +154,19 @@ def make_plan(
     open_stages = {name: open_stage(cache, name, specs[name].key) for name in specs}
     holds = {name: contents(stage) for name, stage in open_stages.items()}
     tasks = clip_tasks(manifest, media)
-    unique = {task.key: task for task in reversed(tasks.values())}
-    ordered = sorted(unique.values(), key=lambda task: task.clip.clip_id)
+    unique: dict[str, ClipTask] = {}
+    for task in tasks.values():
+        unique.setdefault(task.key, task)
     refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
-    missing = {
-        name: frozenset(
-            task.key for task in ordered if task.key not in holds[name].done and task.key not in refused
-        )
-        for name in stages
-    }
-    groups = _group(spec, ordered, missing, open_stages, shard_clips)
+    missing = {name: frozenset(unique.keys() - holds[name].done - refused) for name in stages}
+    groups = _group(spec, unique, missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
+    known = frozenset[str]().union(*(held.done for held in holds.values()))
     plans = []
     for name in stages:
         held = holds[name]
-        state, why = _judge(cache, specs[name], held, missing[name], previous.get(name))
-        rows = sum(stage_rows(spec, name, task.frames) for task in ordered if task.key in missing[name])
+        state, why = _judge(cache, specs[name], held.done, missing[name], known, previous.get(name))
+        rows = sum(stage_rows(spec, name, unique[key].frames) for key in missing[name])
         mine = [task.key for task in tasks.values()]
         done = sum(key in held.done for key in mine)
         pending = sum(key in missing[name] for key in mine)
@@ -182,7 +182,7 @@ def make_plan(
 
 def _group(
     spec: PipelineSpec,
-    tasks: Sequence[ClipTask],
+    tasks: Mapping[str, ClipTask],
     missing: Mapping[str, frozenset[str]],
     stages: Mapping[str, Stage | None],
     shard_clips: int,
@@ -200,12 +200,11 @@ def _group(
             current.clear()
             rows.update(dict.fromkeys(rows, 0))
 
-    for task in tasks:
+    wanted = frozenset[str]().union(*missing.values())
+    for task in (task for key, task in tasks.items() if key in wanted):
         needs = {
             name: stage_rows(spec, name, task.frames) for name, lacks in missing.items() if task.key in lacks
         }
-        if not needs:
-            continue
         overfull = any(
             stage is not None and rows[name] and rows[name] + needs[name] > stage.shard_rows
             for name in needs
@@ -231,38 +230,64 @@ def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple
 
 
 def _judge(
-    cache: Path, spec: StageSpec, held: StageContents, missing: frozenset[str], previous: str | None
+    cache: Path,
+    spec: StageSpec,
+    done: frozenset[str],
+    missing: frozenset[str],
+    known: frozenset[str],
+    previous: str | None,
 ) -> tuple[str, str]:
+    """State and reason of a stage; `known` are the clips that any stage of the preset holds."""
     if not missing:
         return "fresh", "nothing to do"
-    if held.done:
-        return "partial", f"{len(missing)} clips new or unfinished"
+    if done:
+        counts = {"new": len(missing - known), "unfinished": len(missing & known)}
+        return "partial", ", ".join(f"{_clips(n)} {word}" for word, n in counts.items() if n)
     if previous is not None and previous != spec.key:
         old = open_stage(cache, spec.stage, previous)
         if old is not None:
-            return "stale", "; ".join(changes(old.facts, spec.facts())[:3])
+            lines = changes(old.facts, spec.facts())
+            return "stale", "; ".join(lines[:3] + [f"{len(lines) - 3} more"] * (len(lines) > 3))
     return "missing", "never computed"
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The declared facts that differ, one line each, e.g. `padding 0.1 -> 0.15`."""
+def _clips(n: int) -> str:
+    return "1 clip" if n == 1 else f"{n} clips"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The declared facts of a stage that differ, one line each, e.g. `region padding 0.10 -> 0.15`."""
+    label = str(new["stage"]).removesuffix("s")
+    before, after = (_flat(json.loads(canonical_json(facts))) for facts in (old, new))
     lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += changes(before, after, f"{prefix}{name}.")
-        elif _plain(before) != _plain(after):
-            if name == "weights":
-                lines.append("weights digest changed")
-            elif prefix == "reads.":
-                lines.append(f"the {name} stage it reads changed")
-            else:
-                lines.append(f"{prefix}{name} {before} -> {after}")
+    for name in sorted(before.keys() | after.keys()):
+        pair = before.get(name), after.get(name)
+        if pair[0] == pair[1]:
+            continue
+        if name == "weights":
+            lines.append("weights digest changed")
+        elif name.startswith("reads."):
+            lines.append(f"the {name.removeprefix('reads.')} stage it reads changed")
+        else:
+            lines.append(f"{label} {name} {' -> '.join(_alike(pair))}")
     return lines
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"config": {"depth": 4}} as {"config.depth": 4}."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _alike(values: tuple[Any, Any]) -> list[str]:
+    """Text of two values; fractions with as many decimals as the longer one."""
+    texts = [str(value) for value in values]
+    if all(isinstance(value, float) and "e" not in text for value, text in zip(values, texts, strict=True)):
+        decimals = max(len(text.partition(".")[2]) for text in texts)
+        return [f"{value:.{decimals}f}" for value in values]
+    return texts
 
 
 def _previous_stages(cache: Path, dataset: str) -> Mapping[str, str]:
