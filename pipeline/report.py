@@ -8,7 +8,6 @@ from typing import Any
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import read_media
 from pipeline.plan import clip_tasks, contents, count_clips
-from pipeline.run.build import media_path
 from pipeline.spec import STAGES
 from pipeline.store.layout import build_path, check_cache, load_build
 from pipeline.store.writer import Stage, open_stage
@@ -23,8 +22,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     """
     check_cache(cache)
     manifest = read_manifest(manifest_path(cache, dataset))
-    table = media_path(cache, dataset)
-    media = read_media(table) if table.exists() else {}
+    media = read_media(manifest_path(cache, dataset).with_suffix(".media.parquet"))
     record = load_build(cache, dataset) if build_path(cache, dataset).exists() else None
     tasks = clip_tasks(manifest, media)
     keys = {task.key for task in tasks.values()}

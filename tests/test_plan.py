@@ -163,9 +163,8 @@ def test_new_and_unfinished_clips_are_told_apart(cache: Path) -> None:
     assert why["motion"] == "1 clip new, 3 clips unfinished"
 
 
-@pytest.mark.parametrize("module", ["pipeline.run.build", "pipeline.report"])
-def test_planning_imports_no_torch(module: str) -> None:
-    command = [sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)"]
+def test_planning_imports_no_torch() -> None:
+    command = [sys.executable, "-c", "import sys, pipeline.report; sys.exit('torch' in sys.modules)"]
     assert subprocess.run(command, cwd=Path(__file__).parents[1]).returncode == 0
 
 
