@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2"),
+    "videomae-hf": ("pipeline.encoders.videomae_hf", "VideoMAEHF"),
+    "vjepa2": ("pipeline.encoders.vjepa2", "VJEPA2"),
     "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg"),
     "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg"),
     "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter"),

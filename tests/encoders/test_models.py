@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders import MODELS, create_model
 from pipeline.encoders.manet import GatedShift
-from pipeline.encoders.videomaev2 import Attention, position_table
+from pipeline.encoders.videomaev2 import Attention, interpolated_table, position_table
 from pipeline.errors import UserError
 
 # name -> parameters, entries of the state dict; counted on the original implementations
@@ -52,6 +52,34 @@ def test_headless_videomae_has_no_head_and_gives_no_logits() -> None:
     assert set(model(torch.zeros(1, 3, 4, 32, 32))) == {"features"}
 
 
+def test_encoders_of_the_self_supervised_stage_norm_every_token() -> None:
+    base = build_on_meta("videomaev2-base", num_classes=0, final_norm="norm")
+    assert sum(p.numel() for p in base.parameters()) == 86_227_200
+    assert {key for key in base.state_dict() if "norm." in key and "blocks" not in key} == {
+        "norm.weight",
+        "norm.bias",
+    }
+    torch.manual_seed(0)
+    model = create_model("videomaev2", **TINY_VIT, final_norm="norm")
+    nn.init.normal_(model.norm.weight)  # type: ignore[arg-type, union-attr]
+    out = model(torch.randn(1, 3, 4, 32, 32), tokens=True)
+    scaled = out["tokens"] / model.norm.weight  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(scaled.var(-1, correction=0), torch.ones(1, 2, 2, 2), atol=1e-3, rtol=1e-3)
+    assert torch.equal(out["features"], out["tokens"].mean((1, 2, 3)))
+
+
+def test_tokens_keep_time_rows_and_columns_apart() -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "videomaev2", **{**TINY_VIT, "depth": 0}
+    )  # without attention a token sees its own tubelet
+    x = torch.randn(1, 3, 4, 32, 32)
+    before = model(x, tokens=True)["tokens"]
+    x[:, :, 2:, 16:, :16] += 1
+    moved = (model(x, tokens=True)["tokens"] - before).abs().amax(-1)[0] > 1e-4
+    assert moved.nonzero().tolist() == [[1, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("tokens", "dim", "total"),
     [
@@ -75,6 +103,22 @@ def test_position_table_entries_are_those_of_the_original() -> None:
     assert table[-1, -2:].tolist() == pytest.approx([0.159816, 0.987147], abs=1e-6)
 
 
+def test_interpolated_table_is_the_computed_one_at_16_x_224_x_224() -> None:
+    for patch_size, side in ((16, 14), (14, 16)):
+        assert torch.equal(interpolated_table(8, side, 48, patch_size), position_table(8 * side**2, 48))
+
+
+def test_interpolated_table_is_bicubic_in_space_and_linear_in_time() -> None:
+    home = position_table(8 * 14 * 14, 48).view(8, 14, 14, 48)
+    halved = interpolated_table(4, 14, 48, 16).view(4, 14, 14, 48)
+    torch.testing.assert_close(halved, (home[0::2] + home[1::2]) / 2)
+    # Halving in space weighs the four nearest rows and columns -3, 19, 19, -3 thirty-seconds (a = -0.75).
+    small = interpolated_table(8, 7, 48, 16).view(8, 7, 7, 48)
+    weights = torch.tensor([-3.0, 19.0, 19.0, -3.0]) / 32
+    expected = torch.einsum("i,j,tijd->td", weights, weights, home[:, 3:7, 5:9])
+    torch.testing.assert_close(small[:, 2, 3], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_position_table_is_real_on_meta_and_not_in_the_state_dict() -> None:
     model = build_on_meta("videomaev2", **TINY_VIT)
     assert not dict(model.named_buffers())["position"].is_meta
@@ -94,6 +138,51 @@ def test_keys_of_videomae_attention_have_no_bias() -> None:
     mixed = ((q * 4**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
     expected = attention.proj(mixed.transpose(1, 2).reshape(2, 5, 8))
     torch.testing.assert_close(attention(x), expected)
+
+
+def test_features_ignore_what_layer_norm_takes_away() -> None:
+    """A constant added to every channel of every token passes the residual stream, and no norm lets it out."""
+    torch.manual_seed(0)
+    model = create_model("videomaev2", **TINY_VIT)
+    x = torch.randn(1, 3, 4, 32, 32)
+    before = model(x)["features"]
+    model.patch_embed.proj.bias.data += 3.0  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(model(x)["features"], before, atol=1e-5, rtol=1e-5)
+
+
+def test_features_do_not_depend_on_the_order_of_tokens() -> None:
+    """Tubelets swapped together with their places in the position table: the mean of the tokens stays."""
+    torch.manual_seed(0)
+    model = create_model("videomaev2", **{**TINY_VIT, "depth": 2})
+    x = torch.randn(1, 3, 4, 32, 32)
+    before = model(x)["features"]
+    times = model.position.view(1, 2, 4, -1)  # type: ignore[operator, union-attr]
+    model.position = times.flip(1).reshape(1, 8, -1)
+    assert (model(x)["features"] - before).abs().max() > 1e-3
+    swapped = torch.cat([x[:, :, 2:], x[:, :, :2]], 2)
+    torch.testing.assert_close(model(swapped)["features"], before, atol=1e-5, rtol=1e-5)
+
+
+def test_manet_played_backwards_is_manet_with_its_shifts_swapped() -> None:
+    torch.manual_seed(0)
+    model = create_model("manet", **TINY_MANET).eval()
+    x = torch.randn(1, 8, 3, 64, 64)
+    forwards = model(x)["segment_features"]
+    for (
+        layer
+    ) in model.modules():  # the input channels that look forward and those that look back trade places
+        if isinstance(layer, GatedShift):
+            fold = layer.fold
+            order = torch.cat(
+                [torch.arange(fold, 2 * fold), torch.arange(fold), torch.arange(2 * fold, 8 * fold)]
+            )
+            layer.swapped = order  # type: ignore[assignment]
+            layer.register_forward_pre_hook(lambda layer, inputs: (inputs[0][:, layer.swapped],))
+            layer.net.weight.data = layer.net.weight.data[:, order]
+            layer.fcce[0].weight.data = layer.fcce[0].weight.data[:, order]  # type: ignore[index, operator, union-attr]
+            layer.fcce[2].weight.data = layer.fcce[2].weight.data[order]  # type: ignore[index, operator, union-attr]
+    backwards = model(x.flip(1))["segment_features"].flip(1)
+    torch.testing.assert_close(backwards, forwards, atol=1e-5, rtol=1e-5)
 
 
 def test_shift_moves_one_eighth_each_way_and_fills_ends_with_zeros() -> None:
@@ -155,6 +244,8 @@ def test_outputs_and_independence_of_the_batch(
         ("videomaev2-base", {"image_size": 64}, ["image_size", "img_size"]),
         ("videomaev2", {"img_size": 60}, ["img_size 60", "patch_size 16"]),
         ("videomaev2", {"num_frames": 15}, ["num_frames 15"]),
+        ("videomaev2", {"final_norm": "fc"}, ["final_norm 'fc'", "'fc_norm'", "'norm'"]),
+        ("videomaev2", {"position": "learned"}, ["position 'learned'", "'interpolated'"]),
         ("sapiens-seg", {"image_size": [100, 96]}, ["image_size [100, 96]", "16"]),
         ("manet", {"width": 12}, ["width 12", "8"]),
         ("manet", {"depths": []}, ["depths []"]),
