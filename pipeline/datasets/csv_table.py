@@ -1,114 +1,79 @@
 """Adapter `csv`: one clip a row, RFC 4180, header required, decimal point, UTF-8 with or without BOM.
 
-Column `video_path` (relative to the root) is required. Known otherwise: clip_id, split (train, val, test,
-unsplit), label (name) or label_id, labels (several: names split by ';', or a JSON list of names or ids;
-`[]` = none of the classes), start_frame, end_frame, start_s, end_s, fps (30, 29.97 or 30000/1001),
-n_frames, stream_index, modality, protocol, subject_id, group_id, camera_id, person_id. Every other column
-goes into `extra` as text. An empty cell is unknown, and so is label_id -1. Seconds need fps; where frames
-are given too they must agree within one frame. The file is the one the dataset declares, else the only
-*.csv at the root.
+Column `video_path` or `skeleton_path` (relative to the root) is required. Known otherwise: clip_id, split (train, val,
+test, unsplit), label (name) or label_id, labels (several: names split by ';', or a JSON list of names or ids; `[]` =
+none of the classes), start_frame, end_frame, start_s, end_s, fps (30, 29.97 or 30000/1001), n_frames, stream_index,
+modality, protocol, subject_id, group_id, camera_id, person_id, bbox (`[x1, y1, x2, y2]` in pixels of the video for
+the whole clip, or key boxes `[[frame, x1, y1, x2, y2], ...]`), bbox_role, skeleton_format. Every other column goes into
+`extra` as text. An empty cell is unknown, and so is label_id -1. Seconds need fps; where frames are given too they must
+agree within one frame. The file is option `file`, else the only *.csv at the root.
 """
 
-import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-from pipeline.datasets import SPLITS, Row, bad_lines, read_text, relative_path
+from pipeline.clip import CLIP_ID, canonical_extra, shown
+from pipeline.datasets._boxes import parse_track
+from pipeline.datasets._source import SPLITS, Row, Source, relative_path, whole
 from pipeline.errors import UserError
-from pipeline.manifest import CLIP_ID, canonical_extra, shown
-from pipeline.taxonomy import Taxonomy
 
-TEXTS = ("modality", "protocol", "subject_id", "group_id", "camera_id", "person_id")
+OPTIONS = {"file": None}
+
+PATHS = ("video_path", "skeleton_path")
+TEXTS = (
+    "modality", "protocol", "subject_id", "group_id", "camera_id", "person_id", "bbox_role", "skeleton_format",
+)  # fmt: skip
 INTEGERS = ("start_frame", "end_frame", "n_frames", "stream_index")
-KNOWN = {
-    "video_path",
-    "clip_id",
-    "split",
-    "label",
-    "label_id",
-    "labels",
-    "start_s",
-    "end_s",
-    "fps",
-    *TEXTS,
-    *INTEGERS,
-}
+OTHERS = ("clip_id", "split", "label", "label_id", "labels", "start_s", "end_s", "fps", "bbox")
+KNOWN = frozenset((*PATHS, *TEXTS, *INTEGERS, *OTHERS))
 
 _FPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|[0-9]{1,9}/[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
-_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
-def rows(root: Path, taxonomy: Taxonomy | None) -> tuple[list[Row], Sequence[str]]:
-    """Rows in file order; no declared label names. Raises UserError naming every bad line."""
-    path = _table(root, taxonomy)
-    name = path.name
-    found: list[Row] = []
-    bad: list[str] = []
-    # strict refuses quotes that are never closed; the lines keep their ends, for cells that hold several
-    reader = csv.reader((line + "\n" for line in read_text(path)), strict=True)
-    try:
-        header = _header(next(reader, []), name)
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            try:
-                row = _row(_named(header, cells))
-            except (ValueError, RecursionError) as error:
-                bad.append(f"{shown(name)}:{reader.line_num}: {error}")
-            else:
-                found.append({**row, "source_file": name, "source_line": reader.line_num})
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); correct the quotes") from None
-    if bad:
-        raise bad_lines(bad, "correct the rows")
-    return found, ()
+def rows(source: Source) -> Iterable[Row]:
+    """Rows in file order; lines that are none are refused at the source."""
+    path = _table(source)
+    name = source.shown_path(path)
+    for number, cells in source.table(path, ["video_path|skeleton_path"]):
+        try:
+            row = _row(cells)
+        except (ValueError, RecursionError) as error:
+            source.refuse(f"{name}:{number}", error)
+        else:
+            yield {**row, "source_file": name, "source_line": number}
 
 
-def _table(root: Path, taxonomy: Taxonomy | None) -> Path:
-    declared = taxonomy.options.get("file") if taxonomy else None
-    if isinstance(declared, str):
-        path = root / relative_path(declared)
+def _table(source: Source) -> Path:
+    declared = source.options.get("file")
+    if declared is not None:
+        path = source.path(source.text(declared, "file"))
         if not path.is_file():
             raise UserError(f"{path}: no such table; check --root")
         return path
     tables = sorted(
         path
-        for path in root.iterdir()
+        for path in source.root.iterdir()
         if path.suffix.lower() == ".csv" and path.is_file() and not path.name.startswith(".")
     )
     if len(tables) != 1:
         names = ", ".join(shown(path.name) for path in tables[:5]) or "none"
         raise UserError(
-            f"{root}: want one *.csv at the root, found {len(tables)} ({names}); leave only one there"
+            f"{source.root}: want one *.csv at the root, found {len(tables)} ({names}); leave only one there or "
+            "name it with --set file=NAME.csv"
         )
     return tables[0]
 
 
-def _header(cells: list[str], name: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    twice = sorted({cell for cell in header if header.count(cell) > 1})
-    if "video_path" not in header:
-        raise UserError(f"{name}:1: E_SCHEMA_MISSING_COLUMN video_path; the first line must name the columns")
-    if twice:
-        raise UserError(f"{name}:1: column {shown(twice[0])!r} is there twice; rename one")
-    return header
-
-
-def _named(header: list[str], cells: list[str]) -> dict[str, str]:
-    """Column -> cell, empty cells left out."""
-    if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} fields, want {len(header)} as in the header")
-    return {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
-
-
 def _row(cells: dict[str, str]) -> Row:
-    row: Row = {"video_path": relative_path(cells.get("video_path", ""))}
+    row: Row = {name: relative_path(cells[name]) for name in PATHS if name in cells}
+    if not row:
+        raise ValueError("E_NO_MEDIA neither video_path nor skeleton_path")
     row |= {name: cells[name] for name in TEXTS if name in cells}
-    row |= {name: _whole(cells[name], name) for name in INTEGERS if name in cells}
+    row |= {name: whole(cells[name], name) for name in INTEGERS if name in cells}
     if "clip_id" in cells:
         if not CLIP_ID.fullmatch(cells["clip_id"]):
             raise ValueError(
@@ -121,14 +86,10 @@ def _row(cells: dict[str, str]) -> Row:
     row["split"] = SPLITS.get(split, "unsplit")
     row |= _times(cells, row)
     row |= _labels(cells)
+    if "bbox" in cells:
+        row["bbox_track"] = parse_track(cells["bbox"], row.get("start_frame", 0))
     extra = canonical_extra({name: cell for name, cell in cells.items() if name not in KNOWN})
     return row | {"extra": extra} if extra else row
-
-
-def _whole(text: str, name: str, least: int = 0) -> int:
-    if not _NUMBER.fullmatch(text) or int(text) < least:
-        raise ValueError(f"{name} {shown(text)!r}, want a whole number from {least} to 999999999")
-    return int(text)
 
 
 def _times(cells: dict[str, str], row: Row) -> Row:
@@ -175,7 +136,7 @@ def _labels(cells: dict[str, str]) -> Row:
         return _several(cells["labels"])
     row: Row = {}
     if "label_id" in cells:
-        label = _whole(cells["label_id"], "label_id", -1)
+        label = whole(cells["label_id"], "label_id", -1)
         if label < 0:
             return row
         row["label_ids"] = (label,)

@@ -1,87 +1,79 @@
 """Adapter `ma52`: the lists of MA-52 (github.com/VUT-HFUT/Micro-Action) beside the unpacked videos.
 
-Where folders and lists may lie is data: `options` of manifests/datasets/ma52.yaml. The lists are `name
-label` with CRLF line ends. Three test lists of one name are in circulation (5586, 1138 or 0 rows), all with
-the placeholder label 0: labels of a test list that holds only zeros become unknown. No video is
-looked at: 22,422 rows take about a second.
+Where folders and lists may lie is data: `options` of manifests/datasets/ma52.yaml. The lists are `name label` with CRLF
+line ends. Three test lists of one name are in circulation, told apart by their rows: 5586 (the original), 1138 (MAC
+2025) and 0 (MAC 2024). All have the placeholder label 0: labels of a test list that holds only zeros become unknown.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.datasets import Row, bad_lines, read_labels, relative_path
+from pipeline.clip import shown
+from pipeline.datasets._source import Row, Source, read_labels
 from pipeline.datasets.path_list import read_list
 from pipeline.errors import UserError
-from pipeline.manifest import canonical_extra, shown
-from pipeline.taxonomy import Taxonomy, load_taxonomy, normalise_name
+from pipeline.taxonomy import normalise_name
 
 _TRAIN_NAME = re.compile(r"([0-9]{4})_[0-9]{2}_[0-9]{4}\.mp4")
+_TEST_LISTS = {5586: "the original release", 1138: "the MAC 2025 challenge", 0: "the MAC 2024 challenge"}
 
 
-def rows(root: Path, taxonomy: Taxonomy | None) -> tuple[list[Row], Sequence[str]]:
-    """Rows of the lists that are there, in order. UserError names bad lines or the accepted layouts."""
-    if taxonomy is None or "layouts" not in taxonomy.options:
-        taxonomy = load_taxonomy("ma52") or taxonomy
-    if taxonomy is None:
-        raise UserError("manifests/datasets/ma52.yaml is missing; install bmoe-cache again")
-    options = taxonomy.options
-    layout = _layout(root, options)
-    lists = {split: _find(root, layout, options, name) for split, name in options["lists"].items()}
+def rows(source: Source) -> Iterable[Row]:
+    """Rows of the lists that are there, in order. Raises UserError naming the accepted layouts."""
+    options = source.options
+    layout = _layout(source)
+    lists = {split: _find(source, layout, name) for split, name in options["lists"].items()}
     if not any(lists.values()):
         where = "; ".join(f"{one['train']} with {one['lists']}/*.txt" for one in options["layouts"])
         names = ", ".join(options["lists"].values())
-        raise UserError(f"{root}: no list of MA-52 ({names}) found; accepted layouts under the root: {where}")
-    _check_names(_find(root, layout, options, options["label_names"]), taxonomy)
-    found: list[Row] = []
-    bad: list[str] = []
+        raise source.lost(f"no list of MA-52 ({names}) found; accepted layouts under the root: {where}")
+    _check_names(source, _find(source, layout, options["label_names"]))
     for split, path in lists.items():
-        if path is None:
-            continue
-        more, wrong = read_list(path, path.relative_to(root).as_posix(), split, f"{layout[split]}/")
-        bad += wrong
-        if split == "test" and all(row.get("label_ids", (0,)) == (0,) for row in more):
-            more = [_without_label(row) for row in more]
-        found += [_with_subject(row) for row in more]
-    if bad:
-        raise bad_lines(bad, "restore the lists of the release")
-    return found, ()
+        if path is not None:
+            found = read_list(source, path, split, f"{layout[split]}/")
+            yield from (
+                _without_placeholders(source, list(found), path) if split == "test" else _with_subjects(found)
+            )
 
 
-def _layout(root: Path, options: Mapping[str, Any]) -> dict[str, str]:
-    """The layout with most video folders, then most lists, present; the first of equals."""
+def _layout(source: Source) -> dict[str, str]:
+    """Folder of every split and of the lists: the layout with most video folders, then most lists, present.
+
+    The first of equals. lists_dir and videos_dir replace what they name.
+    """
+    names = source.options["lists"]
 
     def present(layout: dict[str, str]) -> tuple[int, int]:
-        folders = sum((root / layout[split]).is_dir() for split in options["lists"])
-        return folders, sum((root / layout["lists"] / name).is_file() for name in options["lists"].values())
+        folders = sum((source.root / layout[split]).is_dir() for split in names)
+        return folders, sum((source.root / layout["lists"] / name).is_file() for name in names.values())
 
-    layouts: list[dict[str, str]] = options["layouts"]
-    best = max(layouts, key=present)
-    for split in options["lists"]:
-        folder = root / relative_path(best[split])
-        if folder.exists() and not folder.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{folder}: E_PATH_ESCAPE this link leads outside {root}; move the videos there or "
-                "give a --root that holds both lists and videos"
-            )
+    layouts: list[dict[str, str]] = source.options["layouts"]
+    best = dict(max(layouts, key=present))
+    folders = source.options["videos_dir"]
+    own = {**(folders if isinstance(folders, dict) else {}), "lists": source.options["lists_dir"]}
+    best |= {key: source.text(value, "videos_dir.train") for key, value in own.items() if value is not None}
+    for folder in best.values():
+        source.path(folder)
     return best
 
 
-def _find(root: Path, layout: Mapping[str, str], options: Mapping[str, Any], name: str) -> Path | None:
+def _find(source: Source, layout: Mapping[str, str], name: str) -> Path | None:
     """The file in the layout's own place for lists, else in that of any other layout."""
-    places = [layout["lists"], *(other["lists"] for other in options["layouts"])]
-    return next((root / place / name for place in places if (root / place / name).is_file()), None)
+    places = [layout["lists"], *(other["lists"] for other in source.options["layouts"])]
+    return next(
+        (source.path(place) / name for place in places if (source.root / place / name).is_file()), None
+    )
 
 
-def _check_names(path: Path | None, taxonomy: Taxonomy) -> None:
+def _check_names(source: Source, path: Path | None) -> None:
     """label_name.txt, where there, must name the classes we know: other names mean other ids."""
-    if path is None:
+    if path is None or source.taxonomy is None:
         return
-    names = read_labels(path)
-    if len(names) != len(taxonomy.labels):
-        raise UserError(f"{path}: {len(names)} label names, want {len(taxonomy.labels)}; restore the file")
-    for label, name in zip(taxonomy.labels, names, strict=True):
+    names, labels = read_labels(path), source.taxonomy.labels
+    if len(names) != len(labels):
+        raise UserError(f"{path}: {len(names)} label names, want {len(labels)}; restore the file")
+    for label, name in zip(labels, names, strict=True):
         if normalise_name(name).lower() != label.name:
             raise UserError(
                 f"{path}: E_LABEL_NAME_MISMATCH label {label.id} is {shown(name)!r}, want {label.name!r}; "
@@ -89,12 +81,19 @@ def _check_names(path: Path | None, taxonomy: Taxonomy) -> None:
             )
 
 
-def _without_label(row: Row) -> Row:
-    row = dict(row)
-    label = row.pop("label_ids", None)
-    return row | {"extra": canonical_extra({"placeholder_label": label[0]})} if label else row
+def _with_subjects(found: Iterable[Row]) -> Iterator[Row]:
+    for row in found:
+        match = _TRAIN_NAME.fullmatch(row["video_path"].rsplit("/", 1)[-1])
+        row["subject_id"] = match[1] if match else None
+        yield row
 
 
-def _with_subject(row: Row) -> Row:
-    match = _TRAIN_NAME.fullmatch(row["video_path"].rsplit("/", 1)[-1])
-    return row | {"subject_id": match[1]} if match and row["split"] != "test" else row
+def _without_placeholders(source: Source, found: list[Row], path: Path) -> Iterator[Row]:
+    if any(row.get("label_ids", (0,)) != (0,) for row in found):
+        yield from found
+        return
+    which = _TEST_LISTS.get(len(found), "no release known")
+    said = f"{len(found)} rows, the list of {which}; its labels are placeholders and become unknown"
+    source.warn("W_LABEL_PLACEHOLDER", source.shown_path(path), said)
+    for row in found:
+        yield {**row, "label_ids": None, "extra": '{"placeholder_label":0}'}
