@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands import dataset as dataset_commands
+from pipeline.commands import estimate as estimate_commands
 from pipeline.commands.common import (
     Cache,
     Dataset,
@@ -35,6 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(dataset_commands.app, name="dataset")
 
+app.command()(estimate_commands.estimate)
+
 
 @app.command()
 def plan(
@@ -47,18 +50,20 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say for every stage what is fresh, partial, stale or missing, and why."""
+    from pipeline.estimate import plan_costs, shown
     from pipeline.presets import load_recipe
     from pipeline.run.build import plan_dataset, plan_record
 
     recipe = load_recipe(preset, weights, all_overrides(overrides, segment_stride))
     planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
-    lines = [_clips_line(dataset, plan_record(planned)["clips"])]
+    record = {**plan_record(planned), "stages": plan_costs(planned, recipe.spec, cache)}
+    lines = [_clips_line(dataset, record["clips"])]
     lines += [
-        f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {stage.pending:>7} clips {stage.rows:>9} rows  "
-        f"{stage.why}"
-        for stage in planned.stages
+        f"{stage['stage']:<9} {stage['key'][:16]}  {stage['state']:<8} {stage['pending']:>7} clips {stage['rows']:>9} "
+        f"rows {shown(stage['tflop']):>8} TFLOP {shown(stage['gb']):>8} GB {shown(stage['hours']):>8} h  {stage['why']}"
+        for stage in record["stages"]
     ]
-    show(as_json, plan_record(planned), "\n".join(lines))
+    show(as_json, record, "\n".join(lines))
 
 
 @app.command()

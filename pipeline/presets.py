@@ -117,13 +117,28 @@ def load_recipe(name: str, weights: Path | None = None, overrides: Sequence[str]
 
     Raises UserError naming every missing file at once, each with how to get it and its licence.
     """
-    from pipeline.encoders.preprocess import normalisation
-    from pipeline.regions import load_parts
-
     preset = read_preset(name, overrides)
     entries = wanted_weights(preset)
     files = find_all(name, entries, weights)
     digests = {stage: weights_digest(entries[stage], path) for stage, path in files.items()}
+    spec, projection = _linked(name, preset, entries, digests)
+    return Recipe(spec, files, preset.run, projection)
+
+
+def unweighted_spec(name: str, overrides: Sequence[str] = ()) -> PipelineSpec:
+    """The specs of a preset without a look at its weights, for estimates; their keys mean nothing."""
+    preset = read_preset(name, overrides)
+    entries = wanted_weights(preset)
+    return _linked(name, preset, entries, dict.fromkeys(entries, ""))[0]
+
+
+def _linked(
+    name: str, preset: Preset, entries: Mapping[str, Weights], digests: Mapping[str, str]
+) -> tuple[PipelineSpec, Path | None]:
+    """The specs of a preset, and the file of its tokens' projection."""
+    from pipeline.encoders.preprocess import normalisation
+    from pipeline.regions import load_parts
+
     mean, std = normalisation(preset.segment.normalisation)
     segment = SegmentSpec(
         model=entries["segment"].model,
@@ -165,8 +180,7 @@ def load_recipe(name: str, weights: Path | None = None, overrides: Sequence[str]
         crop=preset.motion.crop,
         precision=preset.motion.precision,
     )
-    spec = PipelineSpec(name, segment, regions, semantic, motion)
-    return Recipe(spec, files, preset.run, projection)
+    return PipelineSpec(name, segment, regions, semantic, motion), projection
 
 
 def _tokens(options: TokenOptions | None) -> tuple[dict[str, Any] | None, Path | None]:

@@ -4,11 +4,11 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener
@@ -17,15 +17,21 @@ from pipeline.media import Media, read_media, scan, write_media
 from pipeline.plan import Counts, Group, Plan, contents, make_plan, shard_rows
 from pipeline.presets import Recipe
 from pipeline.spec import STAGES
-from pipeline.stages.work import Work
 from pipeline.store.layout import build_path, check_cache, load_build
 from pipeline.store.records import QuarantineEntry
 from pipeline.store.writer import ShardBuilder, Stage, create_stage, open_stage, write_build
 
+if TYPE_CHECKING:  # both import torch, and planning must not
+    from pipeline.run.engine import Engine
+    from pipeline.stages.work import Work
+
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did: `before` is the plan it started from, `computed` the clips it wrote per stage."""
+    """What a build did: `before` is the plan it started from, `computed` the clips it wrote per stage.
+
+    `seconds` are those of `Engine.seconds`: the stages, "decode" and "compile".
+    """
 
     before: Plan
     clips: Counts
@@ -87,19 +93,20 @@ def build(
     """
     plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
     _check_labels(plan, cache, recipe)
-    _record(cache, dataset, recipe, {}, {})
+    _record(cache, dataset, recipe, {})
     before, computed, seconds = plan, dict.fromkeys(stages, 0), {}
     if plan.groups:
         from pipeline.run.engine import Engine  # torch and the encoders, only when there is work
 
         needed = {stage for group in plan.groups for stage in group.missing}
-        with Engine(cache, manifest.root, recipe, needed, workers) as engine:
+        with Engine(cache, manifest.root, recipe, needed, workers, listen) as engine:
             total = sum(len(group.clips) for group in plan.groups)
             done = 0
+            rows = dict.fromkeys(stages, 0)
             while plan.groups:
-                targets = _open(cache, recipe, plan, engine)
+                targets = open_targets(cache, recipe, plan, engine)
                 for group in plan.groups:
-                    for work in _run_group(engine, group, targets, computed):
+                    for work in run_group(engine, group, targets, computed, rows):
                         done += 1
                         listen(Event("step", "building", min(done, total), total))
                         for stage, error in [work.error] if work.error else []:
@@ -109,7 +116,14 @@ def build(
                 # Clips that found no room, because a file held more frames than its header said, are planned anew.
                 plan = make_plan(cache, manifest, media, recipe.spec, stages, recipe.run.shard_clips)
             seconds = dict(engine.seconds)
-        _record(cache, dataset, recipe, computed, seconds)
+        made = {name: (clips, rows[name]) for name, clips in computed.items()}
+        made["decode"] = (max(computed.values()), engine.frames)
+        rates = {
+            name: {"clips": clips, "rows": count, "seconds": round(seconds[name], 6)}
+            for name, (clips, count) in made.items()
+            if count
+        }
+        _record(cache, dataset, recipe, rates)
     return BuildResult(before, plan.clips, computed, seconds)
 
 
@@ -131,7 +145,7 @@ def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
         )
 
 
-def _open(cache: Path, recipe: Recipe, plan: Plan, engine: Any) -> dict[str, Stage]:
+def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine") -> dict[str, Stage]:
     """Make the folders of the stages to write; a new stage gets shards that hold its fullest group."""
     stages = {}
     specs = recipe.spec.stages()
@@ -146,8 +160,14 @@ def _open(cache: Path, recipe: Recipe, plan: Plan, engine: Any) -> dict[str, Sta
     return stages
 
 
-def _run_group(engine: Any, group: Group, targets: Mapping[str, Stage], computed: dict[str, int]) -> Any:
-    """Stream one group and commit its shards at the end; yields every work."""
+def run_group(
+    engine: "Engine",
+    group: Group,
+    targets: Mapping[str, Stage],
+    computed: dict[str, int],
+    rows: dict[str, int],
+) -> "Iterator[Work]":
+    """Stream one group and commit its shards at the end; yields every work, and adds up clips and rows by stage."""
     builders = {name: ShardBuilder(targets[name], targets[name].next_shard) for name in group.missing}
     filled: dict[str, int] = dict.fromkeys(builders, 0)
     for work in engine.stream(group):
@@ -155,14 +175,14 @@ def _run_group(engine: Any, group: Group, targets: Mapping[str, Stage], computed
             if work.task.key in group.missing[stage]:
                 filled[stage] += _keep(work, stage, builder, targets[stage])
         yield work
-        work.frames = work.labels = work.under = None
+        work.release()
     for stage, builder in builders.items():
         if filled[stage]:
-            builder.commit()
+            rows[stage] += builder.commit().rows
             computed[stage] += filled[stage]
 
 
-def _keep(work: Work, stage: str, builder: ShardBuilder, target: Stage) -> int:
+def _keep(work: "Work", stage: str, builder: ShardBuilder, target: Stage) -> int:
     """Add a clip's rows to the shard, or put it into quarantine; 1 when it was added."""
     task = work.task
     try:
@@ -183,17 +203,11 @@ def _keep(work: Work, stage: str, builder: ShardBuilder, target: Stage) -> int:
     return 1
 
 
-def _record(
-    cache: Path, dataset: str, recipe: Recipe, computed: Mapping[str, int], seconds: Mapping[str, float]
-) -> None:
-    """Note the keys of this build, and the rates measured where something was computed."""
+def _record(cache: Path, dataset: str, recipe: Recipe, measured: Mapping[str, dict[str, Any]]) -> None:
+    """Note the keys of this build, and what it measured of each stage it computed; earlier rates stay."""
     rates = load_build(cache, dataset).get("rates", {}) if build_path(cache, dataset).exists() else {}
-    for stage, clips in computed.items():
-        if clips:
-            rates[stage] = {"clips": clips, "seconds": round(seconds[stage], 3)}
-    if seconds:
-        rates["decode"] = {"clips": max(computed.values()), "seconds": round(seconds["decode"], 3)}
     stages = {name: spec.key for name, spec in recipe.spec.stages().items()}
+    rates |= {name: {**rate, "key": stages.get(name)} for name, rate in measured.items()}
     write_build(cache, dataset, {"preset": recipe.spec.preset, "stages": stages, "rates": rates})
 
 

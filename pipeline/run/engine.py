@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.encoders.checkpoints import load_encoder
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, UserError
+from pipeline.events import Event, Listener, silent
 from pipeline.manifest import resolve
 from pipeline.plan import ClipTask, Group
 from pipeline.presets import Recipe
 from pipeline.regions import Boxes
+from pipeline.run.compiled import compile_encoder, prepare_compiler
 from pipeline.stages import motion, regions, segment, semantic
 from pipeline.stages.tokens import Projection, load_projection
 from pipeline.stages.work import Work
@@ -33,32 +36,53 @@ class Engine(AbstractContextManager["Engine"]):
     """Everything `stream` needs: the encoders of the stages to compute and the decode workers.
 
     Attributes:
-        seconds: own time of every layer so far, "decode" included; waiting for an upstream layer not counted.
+        seconds: own time of every layer so far; waiting for an upstream layer is not counted. "decode" is the
+            time that frames were waited for, "compile" that of first calls, where encoders are compiled.
+        frames: decoded so far.
     """
 
     def __init__(
-        self, cache: Path, root: Path, recipe: Recipe, stages: Iterable[str], workers: int = 2
+        self,
+        cache: Path,
+        root: Path,
+        recipe: Recipe,
+        stages: Iterable[str],
+        workers: int = 2,
+        listen: Listener = silent,
     ) -> None:
-        self.cache, self.root, self.recipe = cache, root, recipe
+        self.cache, self.root, self.recipe, self.listen = cache, root, recipe, listen
         self.stages = tuple(stages)
         self.device = pick_device()
-        specs = recipe.spec.stages()
-        self.models: dict[str, Any] = {
-            name: load_encoder(specs[name].model, specs[name].config, recipe.weights[name]).to(self.device)  # type: ignore[attr-defined]
-            for name in NEEDS_FRAMES
-            if name in self.stages
-        }
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 is an option
+        if recipe.run.compile:
+            prepare_compiler(cache, self.device)
+        self.seconds: dict[str, float] = dict.fromkeys(("decode", *recipe.spec.stages(), "compile"), 0.0)
+        self.frames = 0
+        self._cold: dict[str, float] = {}  # stage -> seconds of its first, compiling call
+        self.models = {name: self._encoder(name) for name in NEEDS_FRAMES if name in self.stages}
         self.projection: Projection | None = None
         if "semantic" in self.models:
             self.projection = load_projection(
                 recipe.spec.semantic, self.models["semantic"], recipe.projection, self.device
             )
         self.pool = DecodePool(workers)
-        self.seconds: dict[str, float] = dict.fromkeys(("decode", *specs), 0.0)
         self._readers: dict[str, StageReader] = {}
 
     def __exit__(self, *_: object) -> None:
         self.pool.close()
+
+    def _encoder(self, stage: str) -> Any:
+        spec: Any = self.recipe.spec.stages()[stage]
+        model = load_encoder(spec.model, spec.config, self.recipe.weights[stage]).to(self.device)
+        if self.recipe.run.compile and any(True for _ in model.parameters()):
+
+            def on_cold(seconds: float) -> None:
+                self._cold[stage] = seconds
+                text = f"{spec.model} compiled in {seconds:.1f} s, its first batch included"
+                self.listen(Event("note", stage, text=text))
+
+            compile_encoder(model, on_cold)
+        return model
 
     def arrays(self, stage: str) -> list[ArraySpec]:
         """The arrays a stage writes with this recipe."""
@@ -81,7 +105,11 @@ class Engine(AbstractContextManager["Engine"]):
             keys = group.missing.get(stage, frozenset())
             return lambda work: work.task.key in keys
 
-        works = _metered(self._begin(group), "decode", spent)
+        works = self._begin(group)
+        if self.device.type == "cuda" and not {"segment", "semantic"}.isdisjoint(group.missing):
+            stream = torch.cuda.Stream(self.device)
+            works = _ahead(works, lambda work: work.upload(self.device, stream))
+        works = _metered(works, "decode", spent)
         if "segment" in group.missing:
             layer = segment.segment(
                 works, spec.segment, self.models["segment"], batch.segment, self.device, lacks("segment")
@@ -100,10 +128,18 @@ class Engine(AbstractContextManager["Engine"]):
                 works, spec.motion, self.models["motion"], batch.motion, self.device, lacks("motion")
             )
             works = _metered(layer, "motion", spent)
-        yield from works
+        try:
+            yield from works
+        except torch.OutOfMemoryError as error:  # batches shrink by themselves; the frames of a clip do not
+            raise UserError(
+                f"{self.device} lacks the memory for whole clips ({str(error).partition('.')[0]}); free it from other "
+                "programs, or lower run.batch"
+            ) from None
         below = 0.0
         for layer_name, total in spent.items():  # upstream first: each total contains those before it
-            self.seconds[layer_name] += total - below
+            cold = self._cold.pop(layer_name, 0.0)
+            self.seconds[layer_name] += total - below - cold
+            self.seconds["compile"] += cold
             below = total
 
     def _begin(self, group: Group) -> Iterator[Work]:
@@ -115,6 +151,7 @@ class Engine(AbstractContextManager["Engine"]):
             if task.key in keys:
                 _, frames = next(decoded)
                 _take(work, frames)
+                self.frames += work.facts.get("frames", 0)
             if not work.error:
                 self._load(work, group.missing)
             yield work
@@ -167,6 +204,22 @@ def _take(work: Work, frames: Frames | ClipError) -> None:
         "decoder": frames.decoder,
         "warnings": list(frames.warnings),
     }
+
+
+def _ahead(works: Iterator[Work], step: Callable[[Work], None]) -> Iterator[Work]:
+    """Pass works on, drawing the next one and taking a step with it in a thread meanwhile."""
+
+    def draw() -> Work | None:
+        work = next(works, None)
+        if work is not None:
+            step(work)
+        return work
+
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(draw)
+        while (work := coming.result()) is not None:
+            coming = thread.submit(draw)
+            yield work
 
 
 def _metered(works: Iterable[Work], layer: str, spent: dict[str, float]) -> Iterator[Work]:
