@@ -7,6 +7,7 @@ import typer
 
 from pipeline.commands import dataset as dataset_commands
 from pipeline.commands import estimate as estimate_commands
+from pipeline.commands import weights as weights_commands
 from pipeline.commands.common import (
     Cache,
     Dataset,
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Cache frozen body-part video features once, then train micro-action heads in minutes.",
 )
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(weights_commands.app, name="weights")
 
 app.command()(estimate_commands.estimate)
 

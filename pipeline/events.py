@@ -15,6 +15,7 @@ class Event:
         kind: "step" (`done` of `total` in `stage`), "note" (a line worth reading) or "warning".
         stage: what is under way, e.g. "reading files", "building", "expert head".
         text: for notes and warnings.
+        unit: what is counted.
     """
 
     kind: str
@@ -22,6 +23,7 @@ class Event:
     done: int = 0
     total: int = 0
     text: str = ""
+    unit: str = "clip"
 
 
 Listener = Callable[[Event], None]
@@ -58,7 +60,7 @@ class Console:
         if event.stage != self.stage or self.bar is None:
             self._close()
             self.stage = event.stage
-            self.bar = tqdm(total=event.total, desc=event.stage, unit="clip", file=sys.stderr)
+            self.bar = tqdm(total=event.total, desc=event.stage, unit=event.unit, file=sys.stderr)
         self.bar.total = event.total
         self.bar.update(event.done - self.bar.n)
         if event.done >= event.total:
@@ -73,7 +75,8 @@ class Console:
         self.said = now
         rate = event.done / max(now - self.began, 1e-3)
         left = (event.total - event.done) / rate if rate else 0.0
-        text = f"{event.stage}: {event.done}/{event.total}, {rate:.1f}/s, {left:.0f} s left"
+        unit = "" if event.unit == "clip" else f" {event.unit}"
+        text = f"{event.stage}: {event.done}/{event.total}{unit}, {rate:.1f}/s, {left:.0f} s left"
         print(text, file=sys.stderr, flush=True)
 
     def _close(self) -> None:

@@ -100,13 +100,34 @@ def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = Non
     missing: dict[str, None] = {}
     for stage, entry in entries.items():
         try:
-            files[stage] = resolve_weights(entry, given, alone=len(outside) == 1)
+            files[stage] = resolve_weights(entry, given, alone=outside == [entry.name])
         except UserError as error:
             missing[str(error)] = None
     if missing:
         everything = f"all of it: `bmoe-cache weights fetch --preset {name}`"
         raise UserError("\n  ".join([f"preset '{name}' cannot run here:", *missing, everything]))
     return files
+
+
+def locate_weights(
+    name: str | None, preset: str | None, given: Path | None = None
+) -> list[tuple[Weights, Path | None]]:
+    """One entry by name, or those of a preset, and where they are. Raises UserError as ``find_all`` does."""
+    entries = choose_weights(name, preset)
+    if preset is None:
+        return [(entry, resolve_weights(entry, given, alone=True)) for entry in entries]
+    files = find_all(preset, {entry.name: entry for entry in entries}, given)
+    return [(entry, files[entry.name]) for entry in entries]
+
+
+def choose_weights(name: str | None, preset: str | None) -> list[Weights]:
+    """One entry by name, or those of a preset. Raises UserError unless exactly one of the two is given."""
+    if (name is None) == (preset is None):
+        raise UserError("name one entry of `bmoe-cache weights list`, or a preset with --preset")
+    if preset is None:
+        return [weights_entry(str(name))]
+    entries = wanted_weights(read_preset(preset)).values()
+    return list({entry.name: entry for entry in entries}.values())
 
 
 def load_recipe(name: str, weights: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:

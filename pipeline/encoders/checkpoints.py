@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.encoders import SIZES, create_model, model_class, model_options
 from pipeline.encoders.tensors import read_tensors
+from pipeline.encoders.weights import Weights, weights_digest
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SURPLUS: Mapping[str, Mapping[str, str]] = {
         r"data_preprocessor\.(mean|std)": "constants of the preprocessor, which tracing turns into buffers",
     },
 }
-# By class: names of a model that a file may lack, all together -> why.
+# By class: names of a model that a file may lack, all of them and nothing else -> why.
 UNUSED: Mapping[str, Mapping[str, str]] = {
     "MANet": {
         r".*\.action_p2_\w+\.weight": "declared by the original, used by no forward pass; left at zero"
@@ -80,6 +81,27 @@ def open_encoder(
     return model.eval().requires_grad_(False), differences
 
 
+def check(entry: Weights, path: Path | None) -> dict[str, Any]:
+    """Load the weights of an entry as a build would.
+
+    Returns {"name", "model", "path", "sha256", "pinned" (whether the entry says which), "parameters", "differences"}.
+
+    Raises:
+        UserError: damaged, another file than the pinned one, or not of this model.
+    """
+    sha256 = weights_digest(entry, path)
+    model, differences = open_encoder(entry.model, entry.config, path)
+    return {
+        "name": entry.name,
+        "model": entry.model,
+        "path": str(path) if path else None,
+        "sha256": sha256,
+        "pinned": entry.sha256 is not None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "differences": [str(difference) for difference in differences],
+    }
+
+
 def load_weights(model: "nn.Module", path: Path) -> tuple[Difference, ...]:
     """Load a weights file into a model of create_model, strictly: every name and every shape must agree.
 
@@ -103,11 +125,11 @@ def load_weights(model: "nn.Module", path: Path) -> tuple[Difference, ...]:
         if names := [key for key in state if key not in wanted and re.fullmatch(pattern, key)]:
             differences.append(Difference("dropped", tuple(names), why))
             state = {key: value for key, value in state.items() if key not in names}
+    missing = [key for key in wanted if key not in state]
     for pattern, why in UNUSED.get(kind, {}).items():
-        names = [key for key in wanted if re.fullmatch(pattern, key)]
-        if not any(key in state for key in names):
-            differences.append(Difference("absent", tuple(names), why))
-            state |= {key: torch.zeros(wanted[key].shape) for key in names}
+        if missing and missing == [key for key in wanted if re.fullmatch(pattern, key)]:
+            differences.append(Difference("absent", tuple(missing), why))
+            state |= {key: torch.zeros(wanted[key].shape) for key in missing}
     _check_fit(path, looks_like, kind, wanted, state)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     model.load_state_dict(state, strict=True, assign=any(p.is_meta for p in model.parameters()))

@@ -1,7 +1,7 @@
 """Encoder weights: the table of what there is (manifests/weights.yaml), where a file is, and its digest."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
@@ -140,18 +140,22 @@ def resolve_weights(entry: Weights | str, given: Path | None = None, alone: bool
 def find_weights(entry: Weights, given: Path | None = None, alone: bool = False) -> Path | None:
     """``resolve_weights`` that gives None for what is not here."""
     if entry.path is not None:
-        path = entry.base / entry.path
+        path = given if alone and given is not None and given.is_file() else entry.base / entry.path
         return path if path.is_file() else None
-    if given is not None:
-        candidates = [given / entry.name] if entry.folder else _places(entry, given)
-        if alone or given.name == entry.name:
-            candidates.append(given)
-        for candidate in candidates:
-            if candidate.is_dir() if entry.folder else _is_whole(entry, candidate):
-                return candidate
+    if given is not None and (path := find_in(entry, given, alone)) is not None:
+        return path
     if entry.repo is not None and (cached := _in_hub_cache(entry)) is not None:
         return cached
     return find_weights(weights_entry(entry.twin), given, alone) if entry.twin else None
+
+
+def find_in(entry: Weights, folder: Path, alone: bool = False) -> Path | None:
+    """The part of ``find_weights`` that looks into a folder."""
+    candidates = [folder / entry.name] if entry.folder else _places(entry, folder)
+    if alone or folder.name == entry.name:
+        candidates.append(folder)
+    there = Path.is_dir if entry.folder else partial(_is_whole, entry)
+    return next((path for path in candidates if there(path)), None)
 
 
 def _places(entry: Weights, folder: Path) -> list[Path]:
