@@ -76,5 +76,4 @@ def _sequences(path: Path) -> Iterator[tuple[str, int, int]]:
         raise UserError(
             f"{path}: offsets must rise from sequence to sequence up to {rows_in_all}; restore the file"
         )
-    for name, start, end in zip(names, offsets, offsets[1:], strict=False):
-        yield name, start, end
+    yield from zip(names, offsets, offsets[1:], strict=False)

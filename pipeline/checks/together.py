@@ -1,0 +1,117 @@
+"""Rows together: repeats, leaks between splits, classes without rows, official counts (levels table and profile)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import partial
+
+from pipeline.checks import Problem, problem
+from pipeline.clip import Clip
+from pipeline.manifest import Manifest
+from pipeline.taxonomy import Expected, Range
+
+_PLACEHOLDER_ROWS = 100  # more rows than this with one label is no real split
+
+
+def duplicates(manifest: Manifest) -> Iterator[Problem]:
+    """Repeated ids, and one piece of video with two labels or in two splits."""
+    say = partial(problem, manifest, level="table")
+    before: Clip | None = None
+    seen: dict[tuple[object, ...], Clip] = {}
+    for row in enumerate(manifest.clips, 1):
+        clip = row[1]
+        if before is not None and before.clip_id == clip.clip_id:
+            fix = "give every clip its own clip_id"
+            yield say("E_DUP_CLIP_ID", "clip_id is there twice", row, fix=fix)
+        before = clip
+        interval = (clip.media_path, clip.stream_index, clip.start_frame or 0, clip.end_frame)
+        who = (clip.bbox_track, clip.person_id, clip.camera_id, clip.modality, clip.label_space)
+        first = seen.setdefault((*interval, *who), clip)
+        if first is clip:
+            continue
+        if first.label_ids != clip.label_ids:
+            text = f"same video and frames as {first.clip_id}, other labels"
+            yield say("E_DUP_ROW", text, row, got=clip.label_ids, want=first.label_ids)
+        elif first.split != clip.split and first.protocol == clip.protocol:
+            text = f"same video and frames as {first.clip_id}, other split"
+            yield say("E_SPLIT_LEAK_CONTENT", text, row, got=clip.split, want=first.split)
+
+
+def leaks(manifest: Manifest) -> Iterator[Problem]:
+    """Subjects, and groups of clips that belong together, in two splits of one protocol; each once."""
+    for code, column in (("W_SPLIT_LEAK_SUBJECT", "subject_id"), ("W_SPLIT_LEAK_GROUP", "group_id")):
+        word = column.removesuffix("_id")
+        first: dict[tuple[str, str], tuple[str, str]] = {}
+        reported: set[tuple[str, str]] = set()
+        for row in enumerate(manifest.clips, 1):
+            clip = row[1]
+            name = getattr(clip, column)
+            if name is None or clip.split == "unsplit":
+                continue
+            key = (clip.protocol, name)
+            split, clip_id = first.setdefault(key, (clip.split, clip.clip_id))
+            if split != clip.split and key not in reported:
+                reported.add(key)
+                text = f"{word} {name} is in {clip.split} and, with {clip_id}, in {split}"
+                yield problem(manifest, code, text, row, level="table")
+
+
+def classes(manifest: Manifest) -> Iterator[Problem]:
+    """Splits whose labels are placeholders, and classes that no clip trains or tests."""
+    say = partial(problem, manifest, level="table")
+    labels = manifest.taxonomy.labels
+    splits: dict[str, Counter[int]] = defaultdict(Counter)
+    rows: Counter[str] = Counter()
+    for clip in manifest.clips:
+        if clip.label_ids is not None:
+            rows[clip.split] += 1
+            splits[clip.split].update(clip.label_ids)
+    for split in sorted(splits):
+        if len(splits[split]) == 1 and rows[split] > _PLACEHOLDER_ROWS and len(labels) > 1:
+            text = f"all {rows[split]} labels of {split} are {next(iter(splits[split]))}: placeholders?"
+            yield say("W_LABEL_PLACEHOLDER", text, fix="drop the label column of that split")
+    for label in labels:
+        few = [
+            f"{splits[split][label.id]} {split}"
+            for split, least in (("train", 1), ("val", 2))
+            if split in splits and splits[split][label.id] < least
+        ]
+        if few:
+            text = f"class {label.id} '{label.name}'"
+            want = "1 train and 2 val rows"
+            yield say("W_CLASS_EMPTY", text, got=f"{' and '.join(few)} rows", want=want)
+
+
+def counts(manifest: Manifest) -> Iterator[Problem]:
+    """Rows and videos of a described dataset against its official counts."""
+    protocols = {clip.protocol for clip in manifest.clips}
+    for protocol, profile in manifest.taxonomy.profiles.items():
+        if protocol not in protocols:
+            continue
+        rows: Counter[str] = Counter()
+        videos: dict[str, set[str]] = defaultdict(set)
+        for clip in manifest.clips:
+            if clip.protocol == protocol:
+                rows.update((clip.split, "all"))
+                videos[clip.split].add(clip.media_path)
+                videos["all"].add(clip.media_path)
+        found = {"rows": rows, "videos": {split: len(paths) for split, paths in videos.items()}}
+        for what, expected in (("rows", profile.rows), ("videos", profile.videos)):
+            for split, want in expected.items():
+                got = found[what].get(split, 0)
+                if not _meets(got, want):
+                    text = f"{what} of {split} under protocol {protocol} are not the official ones"
+                    yield problem(
+                        manifest, "W_PROFILE_COUNT", text, level="profile", got=got, want=_said(want)
+                    )
+
+
+def _meets(count: int, expected: Expected) -> bool:
+    if isinstance(expected, Range):
+        return expected.least <= count <= expected.most
+    return count in expected if isinstance(expected, tuple) else count == expected
+
+
+def _said(expected: Expected) -> str:
+    if isinstance(expected, Range):
+        return f"{expected.least} to {expected.most}"
+    return " or ".join(map(str, expected)) if isinstance(expected, tuple) else str(expected)
