@@ -100,6 +100,13 @@ def test_a_preset_brings_its_own_weights(tmp_path: Path) -> None:
     assert mine.spec.semantic.key == demo.spec.semantic.key
 
 
+def test_the_example_of_the_documentation_is_a_preset(tmp_path: Path) -> None:
+    page = (FOLDER.parents[1] / "docs" / "weights.md").read_text()
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    entry = wanted_weights(read_preset(str(tmp_path / "mine.yaml")))["semantic"]
+    assert entry.base / str(entry.path) == tmp_path / "checkpoints" / "checkpoint-49.pth"
+
+
 def test_everything_missing_is_named_at_once_a_line_each(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("paper", tmp_path)
