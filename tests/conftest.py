@@ -1,5 +1,6 @@
 """Shared fixtures: a small demo world and a cache built from it, made once per run of the suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,16 @@ settings.register_profile("suite", deadline=None)  # a busy machine is no failur
 settings.load_profile("suite")
 
 WORLD_CLIPS = 12  # every second class, once in train and once in val; four clips hide the legs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees or changes what the user's cache folder holds: downloaded weights, remembered digests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+        patch.delenv("HF_HOME", raising=False)
+        patch.delenv("HF_HUB_CACHE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,9 @@ def open_encoder(
     if from_files is not None:
         build = functools.partial(from_files, path)
         model: nn.Module = build(**model_options(model_name, build, config))
+    elif path is None:
+        raise UserError(f"model {model_name!r} reads a checkpoint; give its weights entry a file, not a package")
     else:
-        assert path is not None  # a weights entry without files is one of a class with from_files
         with torch.device("meta"):  # spares the random initialisation, half a minute at 1 B parameters
             model = create_model(model_name, **config)
         differences = load_weights(model, path)

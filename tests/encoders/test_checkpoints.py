@@ -221,6 +221,10 @@ def test_other_options_show_in_shapes_and_one_name_is_enough(
     )
 
 
+def test_a_model_without_files_of_its_own_needs_a_file() -> None:
+    assert "not a package" in refusal(lambda: load_encoder("manet", MANET, None))
+
+
 # --- models of other packages ----------------------------------------------------------------------------
 
 
