@@ -58,6 +58,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to where nothing is yet; both folders are flushed."""
+    make_folder(target.parent)
+    source.rename(target)
+    for folder in {source.parent, target.parent}:
+        sync_folder(folder)
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Append one line (with its newline) and flush it; a torn last line, left by a kill, is cut off first.
 

@@ -60,8 +60,13 @@ def init_cache(root: Path) -> None:
         raise UserError(f"{root} is a file; choose an empty folder for the cache")
     if root.is_dir() and any(not entry.name.startswith(".cache.json.") for entry in root.iterdir()):
         raise UserError(f"{root} is not empty and is not a cache; choose an empty folder for the cache")
+    return write_cache_record(root)
+
+
+def write_cache_record(root: Path) -> None:
+    """Write cache.json."""
     record = {"format_version": FORMAT_VERSION, "created_by": _version(), "created": utc_now()}
-    return atomic.write_bytes(path, to_bytes(record))
+    atomic.write_bytes(root / "cache.json", to_bytes(record))
 
 
 def check_cache(root: Path) -> None:
@@ -213,18 +218,44 @@ def load_stage(folder: StageDir) -> StageInfo:
     Raises UserError when it is missing, damaged, of a newer format, or of another stage whose key begins with
     the same 16 digits.
     """
-    path = folder.stage_json
-    if not path.is_file():
-        raise UserError(f"{path} is missing: this stage was not built here; run `bmoe-cache build`")
+    if not folder.stage_json.is_file():
+        raise UserError(
+            f"{folder.stage_json} is missing: this stage was not built here; run `bmoe-cache build`"
+        )
+    info = _read_stage(folder.stage_json)
+    if info.key != folder.key:
+        raise UserError(
+            f"{folder.stage_json} holds key {info.key}, not {folder.key}: same first 16 digits; use another cache"
+        )
+    return info
+
+
+def load_folder(path: Path) -> tuple[StageDir, StageInfo]:
+    """The stage whose folder is path, CACHE/stages/<stage>/<key16>. Raises UserError when it is none."""
+    if not (path / "stage.json").is_file():
+        raise UserError(f"{path} is not the folder of a stage; `bmoe-cache ls` shows those of a cache")
+    info = _read_stage(path / "stage.json")
+    return place(path, info), info
+
+
+def place(path: Path, info: StageInfo) -> StageDir:
+    """The StageDir of a stage that lies at path. Raises UserError when it belongs elsewhere."""
+    folder = StageDir(path.absolute().parents[2], str(info.facts.get("stage")), info.key)
+    if folder.path != path.absolute():
+        raise UserError(f"{path} holds the stage of {folder.stage}/{folder.key[:16]}; move it back")
+    return folder
+
+
+def stage_folders(root: Path) -> list[Path]:
+    """CACHE/stages/<stage>/<key16> of a cache, whatever is in them."""
+    return sorted(path for path in root.glob("stages/*/*") if path.is_dir() and path.name[0] != ".")
+
+
+def _read_stage(path: Path) -> StageInfo:
     with damage(path):
         record = load_record(path)
         _check_format(path, record)
-        info = parse_stage(record)
-    if info.key != folder.key:
-        raise UserError(
-            f"{path} holds key {info.key}, not {folder.key}: same first 16 digits; use another cache"
-        )
-    return info
+        return parse_stage(record)
 
 
 def parse_stage(record: Mapping[str, Any]) -> StageInfo:

@@ -111,7 +111,7 @@ class CompressedRows:
     Raises ValueError when the index leaves bytes of the file out, or (at slicing) when a chunk is damaged.
     """
 
-    def __init__(self, spec: ArraySpec, file: mmap.mmap, pairs: np.ndarray) -> None:
+    def __init__(self, spec: ArraySpec, file: bytes | mmap.mmap, pairs: np.ndarray) -> None:
         sizes = pairs[pairs[:, 1] != ABSENT, 1]
         limit = len(file) - len(pairs) * 16 - 4
         whole = np.all(sizes <= limit)  # so that their sum cannot wrap round
@@ -169,18 +169,24 @@ def open_shard(spec: ArraySpec, shard_rows: int, path: Path, nbytes: int) -> np.
     """
     with path.open("rb") as file:
         found = file.seek(0, 2)
-        size = index_bytes(spec, shard_rows)
-        if found != nbytes or found < size:
+        if found != nbytes or found == 0:  # an empty file cannot be mapped
             raise ValueError(f"it has {found} bytes, not {nbytes}")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    pairs = decode_index(mapped[found - size :])
+        return decode_shard(spec, shard_rows, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def decode_shard(spec: ArraySpec, shard_rows: int, file: bytes | mmap.mmap) -> np.ndarray | CompressedRows:
+    """The rows of a shard whose file is in memory or mapped, as `open_shard` returns them."""
+    size = index_bytes(spec, shard_rows)
+    if len(file) < size:
+        raise ValueError(f"it has {len(file)} bytes, less than its index")
+    pairs = decode_index(file[len(file) - size :])
     if spec.codec == "zstd":
-        return CompressedRows(spec, mapped, pairs)
-    if found != shard_rows * spec.row_bytes + size or not np.array_equal(
+        return CompressedRows(spec, file, pairs)
+    if len(file) != shard_rows * spec.row_bytes + size or not np.array_equal(
         pairs, dense_index(spec, shard_rows)
     ):
         raise ValueError("its chunks are not all there, in order and without gaps")
-    rows = np.frombuffer(mapped, dtype_of(spec), count=shard_rows * spec.row_bytes // dtype_of(spec).itemsize)
+    rows = np.frombuffer(file, dtype_of(spec), count=shard_rows * spec.row_bytes // dtype_of(spec).itemsize)
     return rows.reshape(shard_rows, *spec.row_shape)
 
 
