@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 
+from pipeline import splits
 from pipeline.checks import Problem, problem
 from pipeline.clip import Clip
 from pipeline.manifest import Manifest
@@ -37,43 +38,39 @@ def duplicates(manifest: Manifest) -> Iterator[Problem]:
 
 
 def leaks(manifest: Manifest) -> Iterator[Problem]:
-    """Subjects, and groups of clips that belong together, in two splits of one protocol; each once."""
+    """Subjects, and groups of clips that belong together, in two splits of one protocol; each once.
+
+    Protocol xview parts the views of an event on purpose: there a group is in both splits.
+    """
     for code, column in (("W_SPLIT_LEAK_SUBJECT", "subject_id"), ("W_SPLIT_LEAK_GROUP", "group_id")):
-        word = column.removesuffix("_id")
-        first: dict[tuple[str, str], tuple[str, str]] = {}
-        reported: set[tuple[str, str]] = set()
-        for row in enumerate(manifest.clips, 1):
-            clip = row[1]
-            name = getattr(clip, column)
-            if name is None or clip.split == "unsplit":
+        for position, earlier in splits.leaks(manifest.clips, column):
+            clip, other = manifest.clips[position], manifest.clips[earlier]
+            if column == "group_id" and clip.protocol == "xview":
                 continue
-            key = (clip.protocol, name)
-            split, clip_id = first.setdefault(key, (clip.split, clip.clip_id))
-            if split != clip.split and key not in reported:
-                reported.add(key)
-                text = f"{word} {name} is in {clip.split} and, with {clip_id}, in {split}"
-                yield problem(manifest, code, text, row, level="table")
+            name = f"{column.removesuffix('_id')} {getattr(clip, column)}"
+            text = f"{name} is in {clip.split} and, with {other.clip_id}, in {other.split}"
+            yield problem(manifest, code, text, (position + 1, clip), level="table")
 
 
 def classes(manifest: Manifest) -> Iterator[Problem]:
     """Splits whose labels are placeholders, and classes that no clip trains or tests."""
     say = partial(problem, manifest, level="table")
     labels = manifest.taxonomy.labels
-    splits: dict[str, Counter[int]] = defaultdict(Counter)
+    held: dict[str, Counter[int]] = defaultdict(Counter)
     rows: Counter[str] = Counter()
     for clip in manifest.clips:
         if clip.label_ids is not None:
             rows[clip.split] += 1
-            splits[clip.split].update(clip.label_ids)
-    for split in sorted(splits):
-        if len(splits[split]) == 1 and rows[split] > _PLACEHOLDER_ROWS and len(labels) > 1:
-            text = f"all {rows[split]} labels of {split} are {next(iter(splits[split]))}: placeholders?"
+            held[clip.split].update(clip.label_ids)
+    for split in sorted(held):
+        if len(held[split]) == 1 and rows[split] > _PLACEHOLDER_ROWS and len(labels) > 1:
+            text = f"all {rows[split]} labels of {split} are {next(iter(held[split]))}: placeholders?"
             yield say("W_LABEL_PLACEHOLDER", text, fix="drop the label column of that split")
     for label in labels:
         few = [
-            f"{splits[split][label.id]} {split}"
+            f"{held[split][label.id]} {split}"
             for split, least in (("train", 1), ("val", 2))
-            if split in splits and splits[split][label.id] < least
+            if split in held and held[split][label.id] < least
         ]
         if few:
             text = f"class {label.id} '{label.name}'"

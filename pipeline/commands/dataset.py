@@ -1,4 +1,4 @@
-"""bmoe-cache dataset: import and check clip tables."""
+"""bmoe-cache dataset: describe, import, check and count clip tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,43 +7,80 @@ import typer
 
 from pipeline.commands.common import Cache, Json, Workers, listener, show
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Import and check clip tables.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Describe, import and check clip tables.")
+Name = Annotated[str, typer.Argument(help="Name of an imported dataset.")]
+
+
+@app.command("list")
+def dataset_list(as_json: Json = False) -> None:
+    """The datasets this program knows, with their official counts, and the general adapters."""
+    from pipeline.datasets import described_datasets, general_adapters
+    from pipeline.summary import overview, overview_text
+
+    records = [overview(taxonomy) for taxonomy in described_datasets()]
+    adapters = general_adapters()
+    show(as_json, {"datasets": records, "adapters": adapters}, overview_text(records, adapters))
+
+
+@app.command("show")
+def dataset_show(
+    name: Annotated[str, typer.Argument(help="Name of a known dataset: see `dataset list`.")],
+    as_json: Json = False,
+) -> None:
+    """Classes, experts, expected files, options, licence and known defects of a known dataset."""
+    from pipeline.datasets import described_dataset
+    from pipeline.summary import description, description_text
+
+    taxonomy = described_dataset(name)
+    show(as_json, description(taxonomy), description_text(taxonomy))
 
 
 @app.command("import")
 def dataset_import(
-    name: Annotated[str, typer.Argument(help="demo, ma52, or a name of your own together with --as.")],
+    name: Annotated[str, typer.Argument(help="A known dataset, or a name of your own together with --as.")],
     root: Annotated[Path, typer.Option("--root", help="Folder of the videos; every path stays under it.")],
     cache: Cache,
     adapter: Annotated[
-        str | None, typer.Option("--as", help="folder, list or csv; default: the dataset's own.")
+        str | None,
+        typer.Option(
+            "--as", help="Known dataset, folder, list, csv, ..., or an exported .jsonl; default: NAME."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of the dataset, e.g. protocol=xview.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read a folder, a "path label" list or a CSV into the cache's clip table."""
-    from collections import Counter
-
+    """Read a dataset into the cache's clip table. Reads lists and names, never a video."""
     from pipeline.datasets import import_dataset
     from pipeline.manifest import manifest_path, write_manifest
     from pipeline.store.layout import init_cache
+    from pipeline.summary import rows_by_split, rows_text
 
-    manifest = import_dataset(name, root, adapter)
+    manifest = import_dataset(name, root, adapter, overrides or ())
     init_cache(cache)
     path = manifest_path(cache, name)
     write_manifest(manifest, path)
-    splits = dict(sorted(Counter(clip.split for clip in manifest.clips).items()))
-    labelled = sum(clip.label_ids is not None for clip in manifest.clips)
-    record = {"dataset": name, "clips": len(manifest.clips), "labelled": labelled, "splits": splits,
-              "classes": len(manifest.taxonomy.labels), "manifest": str(path)}  # fmt: skip
-    rows = ", ".join(f"{split} {count}" for split, count in splits.items())
-    show(as_json, record, f"{name}: {len(manifest.clips)} clips ({rows}), {labelled} labelled -> {path}")
+    splits = rows_by_split(manifest.clips)
+    record = {
+        "dataset": name,
+        "clips": len(manifest.clips),
+        "labelled": sum(row["labelled"] for row in splits.values()),
+        "splits": {split: row["clips"] for split, row in splits.items()},
+        "rows": splits,
+        "classes": len(manifest.taxonomy.labels),
+        "warnings": list(manifest.warnings),
+        "manifest": str(path),
+    }
+    summary = f"{name}: {len(manifest.clips)} clips, {len(manifest.taxonomy.labels)} classes -> {path}"
+    show(as_json, record, "\n".join([*manifest.warnings, *rows_text(splits), summary]))
 
 
 @app.command("validate")
 def dataset_validate(
-    name: Annotated[str, typer.Argument(help="Name of an imported dataset.")],
+    name: Name,
     cache: Cache,
-    deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file; resumes.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     workers: Workers = 2,
     as_json: Json = False,
@@ -62,3 +99,32 @@ def dataset_validate(
     summary = f"{name}: {len(manifest.clips)} clips, {report.errors} errors, {report.warnings} warnings"
     show(as_json, record, "\n".join([*report.lines(), summary]))
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command("stats")
+def dataset_stats(name: Name, cache: Cache, as_json: Json = False) -> None:
+    """Rows, subjects and groups by split, clips of every class and expert, lengths."""
+    from pipeline.manifest import manifest_path, read_manifest
+    from pipeline.media import read_media
+    from pipeline.summary import statistics, statistics_text
+
+    path = manifest_path(cache, name)
+    record = statistics(read_manifest(path), read_media(path.with_suffix(".media.parquet")))
+    show(as_json, record, statistics_text(record))
+
+
+@app.command("export")
+def dataset_export(
+    name: Name,
+    cache: Cache,
+    out: Annotated[Path, typer.Option("--out", help="The .jsonl file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write the clip table as JSON Lines, to read, compare or edit; `import --as FILE.jsonl` takes it back."""
+    from pipeline.jsonl import write_jsonl
+    from pipeline.manifest import manifest_path, read_manifest
+
+    manifest = read_manifest(manifest_path(cache, name))
+    write_jsonl(manifest, out)
+    record = {"dataset": name, "clips": len(manifest.clips), "digest": manifest.digest, "file": str(out)}
+    show(as_json, record, f"{name}: {len(manifest.clips)} clips -> {out}")

@@ -91,6 +91,20 @@ def adapters() -> list[str]:
     return sorted(names.get(module, module) for module in modules if not module.startswith("_"))
 
 
+def general_adapters() -> list[str]:
+    """Those that belong to no dataset: they declare their own options."""
+    return [name for name in adapters() if hasattr(_adapter(name, name), "OPTIONS")]
+
+
+def described_dataset(name: str) -> Taxonomy:
+    """One of `manifests/datasets`. Raises UserError naming them all."""
+    taxonomy = load_taxonomy(name)
+    if taxonomy is None:
+        names = ", ".join(known.name for known in described_datasets())
+        raise UserError(f"no known dataset {shown(name)!r}; known are {names}")
+    return taxonomy
+
+
 def described_datasets() -> list[Taxonomy]:
     """The datasets of `manifests/datasets`, by name."""
     found = (load_taxonomy(path.stem) for path in sorted((MANIFESTS / "datasets").glob("*.yaml")))

@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 
 from pipeline.datasets._source import SPLITS, VIDEO_SUFFIXES, Row, Source
 
+OPTIONS: dict[str, object] = {}
+
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows sorted by path."""

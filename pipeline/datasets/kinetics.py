@@ -15,6 +15,8 @@ from pipeline.datasets._source import SPLITS, VIDEO_SUFFIXES, Row, Source, split
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+OPTIONS: dict[str, object] = {}
+
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows of all lists in file and line order."""

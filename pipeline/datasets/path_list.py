@@ -22,6 +22,8 @@ _NOT_LISTS = re.compile(r"(readme|licen[cs]e|notice|requirements).*", re.IGNOREC
 # The form of nearly every line, at a fifth of the cost of the general rule; both give the same.
 _USUAL = re.compile(r"([^\s,#][^\s,]*\.(?:mp4|avi|mkv|mov|webm)) ([0-9]{1,6})")
 
+OPTIONS: dict[str, object] = {}
+
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows of all lists in file and line order. Raises UserError where there is no list."""
