@@ -74,7 +74,9 @@ def open_encoder(
         build = functools.partial(from_files, path)
         model: nn.Module = build(**model_options(model_name, build, config))
     elif path is None:
-        raise UserError(f"model {model_name!r} reads a checkpoint; give its weights entry a file, not a package")
+        raise UserError(
+            f"model {model_name!r} reads a checkpoint; give its weights entry a file, not a package"
+        )
     else:
         with torch.device("meta"):  # spares the random initialisation, half a minute at 1 B parameters
             model = create_model(model_name, **config)

@@ -154,8 +154,9 @@ def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine") -> d
             arrays = engine.arrays(stage.stage)
             multiple = max(array.chunk_rows for array in arrays)
             rows = shard_rows(recipe.spec, stage.stage, plan.groups, multiple)
+            origin = provenance() | {"weights_differences": engine.differences.get(stage.stage, [])}
             stages[stage.stage] = create_stage(
-                cache, specs[stage.stage].facts(), stage.key, arrays, rows, provenance()
+                cache, specs[stage.stage].facts(), stage.key, arrays, rows, origin
             )
     return stages
 

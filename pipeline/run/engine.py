@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
-from pipeline.encoders.checkpoints import load_encoder
+from pipeline.encoders.checkpoints import open_encoder
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
 from pipeline.manifest import resolve
@@ -39,6 +39,7 @@ class Engine(AbstractContextManager["Engine"]):
         seconds: own time of every layer so far; waiting for an upstream layer is not counted. "decode" is the
             time that frames were waited for, "compile" that of first calls, where encoders are compiled.
         frames: decoded so far.
+        differences: by stage, the tensors that its weights file and model do not share, and why.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Engine(AbstractContextManager["Engine"]):
         self.seconds: dict[str, float] = dict.fromkeys(("decode", *recipe.spec.stages(), "compile"), 0.0)
         self.frames = 0
         self._cold: dict[str, float] = {}  # stage -> seconds of its first, compiling call
+        self.differences: dict[str, list[str]] = {}
         self.models = {name: self._encoder(name) for name in NEEDS_FRAMES if name in self.stages}
         self.projection: Projection | None = None
         if "semantic" in self.models:
@@ -73,7 +75,11 @@ class Engine(AbstractContextManager["Engine"]):
 
     def _encoder(self, stage: str) -> Any:
         spec: Any = self.recipe.spec.stages()[stage]
-        model = load_encoder(spec.model, spec.config, self.recipe.weights[stage]).to(self.device)
+        model, differences = open_encoder(spec.model, spec.config, self.recipe.weights[stage])
+        self.differences[stage] = [str(difference) for difference in differences]
+        for text in self.differences[stage]:
+            self.listen(Event("note", stage, text=f"weights of {spec.model}: {text}"))
+        model = model.to(self.device)
         if self.recipe.run.compile and any(True for _ in model.parameters()):
 
             def on_cold(seconds: float) -> None:
