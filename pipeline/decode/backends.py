@@ -1,8 +1,9 @@
 """The two decoders behind one signature: ``frames(path, probe, start, end)``.
 
 Each is a generator of upright uint8 RGB arrays [H, W, 3], frames start to end - 1 in presentation order (end
-None: all). It yields None now and then while it skips, as a sign of life, and returns an Outcome. They run
-only inside a worker process: decord may hang or crash, and must never share a process with torch.
+None: all). It yields None for a frame it skips, as a sign of life, AGAIN when the frames so far were not the
+wanted ones and come anew, and returns an Outcome. They run only inside a worker process: decord may hang or
+crash, and must never share a process with torch.
 
 Frames of the two are equal for 8-bit 4:2:0 of even size. For 10 bits or odd sizes their FFmpeg versions
 interpolate colour differently (mean difference up to 3 levels on test patterns, at colour edges).
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode.index import FrameIndex
 from pipeline.decode.probe import Probe, demux, open_container, reason
 
 UPRIGHT = (1, 0, 0, 1)
@@ -28,7 +30,7 @@ UPRIGHT = (1, 0, 0, 1)
 ANY_FAULT = 1e-9
 # H.264 and HEVC hold back at most 16 frames, so a damaged one shows within that many later frames.
 REORDER = 16
-SKIP = 32  # frames skipped between two signs of life
+AGAIN = "again"
 
 # What decord's FFmpeg says at level INFO about intact files. Anything else on its stderr means damage or a
 # stream it does not understand, and PyAV decides: a line missing here costs time, never frames.
@@ -39,35 +41,45 @@ class RefusedError(Exception):
     """This decoder gives no trustworthy frames for this file; the next one may."""
 
 
+class _AstrayError(Exception):
+    """After a seek other frames come than the time stamps announce."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How the decoding ended.
 
     Attributes:
-        delivered: frames the decoder gave, counted from frame 0 of the file; it stops soon after end.
-        good: leading frames of the file that no damage can have touched; equals delivered without damage.
+        delivered: number of the frame after the last one given; decoding stops soon after end.
+        good: number of the first frame that damage may have touched; equals delivered without damage.
+        decoded: frames that were decoded to give the wanted ones.
         damage: what is wrong with the file, or None.
     """
 
     delivered: int
     good: int
+    decoded: int
     damage: str | None = None
 
 
-Backend = Callable[[Path, Probe, int, int | None], Generator[np.ndarray | None, None, Outcome]]
+Steps = Generator[np.ndarray | str | None, None, Outcome]
+Backend = Callable[[Path, Probe, int, int | None], Steps]
 
 
-def decord_frames(
-    path: Path, probe: Probe, start: int, end: int | None
-) -> Generator[np.ndarray | None, None, Outcome]:
+def decord_frames(path: Path, probe: Probe, start: int, end: int | None) -> Steps:
     """Frames through decord 0.6 (FFmpeg 4.1), one thread, in file order. Raises RefusedError.
 
     It refuses before decoding whatever decord is known to get wrong: a frame count that differs from the
     packets (its endless loop, decord issue 373), a choice among streams (it has none) and rotations outside
     MP4/MOV (not applied). It cannot tell that frames are damaged: the worker reads its stderr for that (see
-    ``complaint``). Frames before start are decoded and dropped: decord's own skip_frames seeks, and lands
-    one frame late in HEVC with open groups of pictures.
+    ``complaint``).
+
+    Intervals that an index finds are PyAV's. Decord passes over a whole file to open it, and its
+    seek_accurate gave wrong frames in 11 of 13 generated files (docs/decoding.md) without a way to tell. In
+    files without an index the frames before start are decoded and dropped.
     """
+    if probe.index and (start or end is not None):
+        raise RefusedError("intervals are decoded by seeking, and decord lands on wrong frames")
     import decord
 
     decord.logging.set_level(decord.logging.INFO)  # "concealing ... errors" comes at this level
@@ -93,8 +105,7 @@ def decord_frames(
         while done < start:
             reader.next()
             done += 1
-            if done % SKIP == 0:
-                yield None
+            yield None
         for _ in range(start, count if end is None else end):
             frame = reader.next().asnumpy()
             if frame.shape != shape:
@@ -105,19 +116,30 @@ def decord_frames(
         raise RefusedError(f"decord gave {done} of {count} frames") from None
     except (decord.DECORDError, decord.DECORDLimitReachedError) as error:
         raise RefusedError(f"decord gave {done} of {count} frames: {_last_line(error)}") from None
-    return Outcome(done, done)
+    return Outcome(done, done, done)
 
 
-def pyav_frames(
-    path: Path, probe: Probe, start: int, end: int | None
-) -> Generator[np.ndarray | None, None, Outcome]:
+def pyav_frames(path: Path, probe: Probe, start: int, end: int | None) -> Steps:
     """Frames through PyAV, one thread (frame threads report errors late), with every frame's damage flag.
+
+    With an index decoding begins at the last key frame before start. Should the frames that come out not be
+    the ones their time stamps announce, it yields AGAIN and begins further in front.
 
     At the first damage (a packet the decoder rejects, a frame flagged corrupt, a file that breaks off)
     decoding ends. Frames that came out before the damaged packet went in are good. Later ones may refer to
     it, and may come out before the flagged frame does, so `good` can be less than what was yielded. Frames
     of another size than the first are scaled to it.
     """
+    for entry in probe.index.entries(start) if probe.index else ():
+        try:
+            return (yield from _pyav_from(entry, path, probe, start, end))
+        except _AstrayError:
+            yield AGAIN
+    return (yield from _pyav_from(0, path, probe, start, end))
+
+
+def _pyav_from(entry: int, path: Path, probe: Probe, start: int, end: int | None) -> Steps:
+    """Decode from the key frame of number `entry` on, from the file's beginning when that is 0."""
     import av
     from av.codec.context import Flags
     from av.video.reformatter import VideoReformatter
@@ -125,34 +147,56 @@ def pyav_frames(
     to_rgb = VideoReformatter()
     quarter_turn = probe.matrix[0] == 0
     width, height = (probe.height, probe.width) if quarter_turn else (probe.width, probe.height)
-    delivered = 0
-    sent: list[int] = []  # frames that had come out when packet k went in
+    sought = probe.index if entry else None
+    number = entry  # of the next frame
+    decoded = 0
+    sent: list[int] = []  # the number of the next frame when packet k went in
     with open_container(path) as container:
         stream = container.streams[probe.stream]
         stream.thread_type = "NONE"
         stream.codec_context.flags |= Flags.copy_opaque  # every frame tells which packet it came from
+        if sought:
+            container.seek(int(sought.pts[entry]), stream=stream)
         for packet, broken in demux(container, stream):
             if broken:
-                return Outcome(delivered, delivered, broken)
+                return Outcome(number, number, decoded, broken)
+            if sought and not sent:  # a container may land further in front
+                landed = sought.number(packet.pts)
+                if landed is None or landed > entry or not packet.is_keyframe:
+                    raise _AstrayError
+                entry = number = landed
             packet.opaque = len(sent)
-            sent.append(delivered)
+            sent.append(number)
             try:
                 frames = packet.decode()
             except (av.FFmpegError, ValueError) as error:
-                return Outcome(delivered, delivered, f"a packet is rejected ({reason(error)})")
+                if sought and _is_leading(sought, packet.pts, entry):
+                    continue
+                return Outcome(number, number, decoded, f"a packet is rejected ({reason(error)})")
             for frame in frames:
+                decoded += 1
+                if sought and _is_leading(sought, frame.pts, entry):
+                    continue
+                if sought and sought.number(frame.pts) != number:
+                    raise _AstrayError
                 if frame.is_corrupt:
                     source = frame.opaque if isinstance(frame.opaque, int) else len(sent) - 1
-                    return Outcome(delivered, sent[source], "a frame is flagged corrupt")
-                delivered += 1
-                if start < delivered and (end is None or delivered <= end):
+                    return Outcome(number, sent[source], decoded, "a frame is flagged corrupt")
+                number += 1
+                if start < number and (end is None or number <= end):
                     rgb = to_rgb.reformat(frame, width, height, "rgb24").to_ndarray()
                     yield upright(rgb, probe.matrix)
-                elif delivered % SKIP == 0:
+                else:
                     yield None
-            if end is not None and delivered >= end + REORDER:
+            if end is not None and number >= end + REORDER:
                 break
-    return Outcome(delivered, delivered)
+    return Outcome(number, number, decoded)
+
+
+def _is_leading(index: FrameIndex, pts: int | None, entry: int) -> bool:
+    """Shown before the key frame that decoding began at: it may rest on frames that were never decoded."""
+    number = index.number(pts)
+    return number is not None and number < entry
 
 
 BACKENDS: dict[str, Backend] = {"decord": decord_frames, "pyav": pyav_frames}

@@ -28,13 +28,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """One clip: frames start_frame to end_frame - 1 (None: from the first, to the last) of a video file."""
+    """One clip: frames start_frame to end_frame - 1 (None: from the first, to the last) of a video file.
+
+    With a box (x1, y1, x2, y2 in pixels of the upright picture, half-open, cut at its edges) of that part only.
+    """
 
     key: str
     path: Path
     stream_index: int | None = None
     start_frame: int | None = None
     end_frame: int | None = None
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Frames:
         fps_num, fps_den: average frame rate the container states, or None.
         warnings: ``CODE: sentence`` each: W_DAMAGED, W_HEADER_COUNT, W_END_PAST_EOF, W_ROTATION, W_VFR,
             W_PTS_NON_MONOTONIC, W_START_OFFSET, W_MULTI_VIDEO_STREAM.
+        decoded: frames that were decoded to give these: from a key frame on, to a little after the last.
+        crop: the box (x1, y1, x2, y2) of the picture that these frames show, or None for all of it.
     """
 
     array: np.ndarray
@@ -54,6 +60,8 @@ class Frames:
     fps_num: int | None
     fps_den: int | None
     warnings: tuple[str, ...]
+    decoded: int
+    crop: tuple[int, int, int, int] | None = None
 
 
 class DecodePool:
@@ -66,6 +74,7 @@ class DecodePool:
         max_bytes: largest clip in memory, E_TOO_LARGE above. Up to workers + 2 clips exist at a time: those
             decoding or waiting, and the one the caller holds.
         backends: decoders in the order they are tried; decord is left out where it is not installed.
+        index: folder that keeps where the frames of long recordings lie, so that each is passed over once.
         command: starts a worker in place of the real one (tests of hangs and crashes).
     """
 
@@ -75,11 +84,13 @@ class DecodePool:
         timeout_s: float = 60.0,
         max_bytes: int = 4 << 30,
         backends: Sequence[str] = ("decord", "pyav"),
+        index: Path | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         self.workers = workers
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
+        self.index = str(index.absolute()) if index else None
         self.backends = tuple(name for name in backends if name != "decord" or find_spec("decord"))
         start = command or worker_command()
         self._all = [Worker(start, timeout_s) for _ in range(workers)]
@@ -162,13 +173,16 @@ class DecodePool:
     def _probe_clip(self, worker: Worker, job: DecodeJob) -> Probe | ClipError:
         check_file(job.path)
         try:
-            facts = worker.ask({"path": str(job.path), "stream": job.stream_index}, self.max_bytes)[1]
+            facts = worker.ask(self._request(job), self.max_bytes)[1]
         except AttemptError as failure:
             raise ClipError(
                 "E_DECODE", f"{job.path}: probing {failure}", backend_version("pyav"), 1
             ) from None
         facts.pop("type")
-        return Probe(**{**facts, "matrix": tuple(facts["matrix"]), "warnings": tuple(facts["warnings"])})
+        return Probe.from_json(facts)
+
+    def _request(self, job: DecodeJob) -> dict[str, Any]:
+        return {"path": str(job.path), "stream": job.stream_index, "index": self.index}
 
     def _decode_clip(self, worker: Worker, job: DecodeJob) -> Frames | ClipError:
         check_file(job.path)
@@ -179,13 +193,17 @@ class DecodePool:
             raise ClipError(
                 "E_END_BEFORE_START", f"{job.path}: end_frame {end} is not after start_frame {start}"
             )
-        request = {"path": str(job.path), "stream": job.stream_index, "start": start, "end": end}
+        request = {
+            **self._request(job),
+            "start": start,
+            "end": end,
+            "box": job.box,
+            "max_bytes": self.max_bytes,
+        }
         failures: list[str] = []
         for attempt, backend in enumerate(self.backends, start=1):
             try:
-                array, facts = worker.ask(
-                    {**request, "backend": backend, "max_bytes": self.max_bytes}, self.max_bytes
-                )
+                array, facts = worker.ask({**request, "backend": backend}, self.max_bytes)
             except AttemptError as failure:
                 failures.append(f"{backend} {failure}")
             except ClipError as error:
@@ -193,7 +211,13 @@ class DecodePool:
                 raise
             else:
                 return Frames(
-                    array, facts["decoder"], facts["fps_num"], facts["fps_den"], tuple(facts["warnings"])
+                    array,
+                    facts["decoder"],
+                    facts["fps_num"],
+                    facts["fps_den"],
+                    tuple(facts["warnings"]),
+                    facts["decoded"],
+                    tuple(facts["crop"]) if facts["crop"] else None,
                 )
         message = f"{job.path}: {'; '.join(failures) or 'no decoder is installed'}"
         decoder = backend_version(self.backends[-1]) if failures else None

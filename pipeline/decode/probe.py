@@ -1,8 +1,9 @@
 """What a video file holds, known without decoding it: one pass over its packets and one decoded frame.
 
 The pass costs 2 to 20 ms on a clip of a few seconds. It counts the packets that should become frames, so a
-decoder that delivers another number is found out, and it sees files that break off, except transport streams
-cut between two packets. It cannot see damage inside a packet: that shows only while decoding.
+decoder that delivers another number is found out, notes their time stamps, so that intervals decode by seeking
+(``index``), and sees files that break off, except transport streams cut between two packets. It cannot see
+damage inside a packet: that shows only while decoding.
 """
 
 import os
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
+from pipeline.decode.index import FrameIndex, Packet, index_frames
 from pipeline.errors import ClipError
 
 MIN_SIDE = 16  # pixels; no encoder makes sense of less
@@ -41,6 +43,8 @@ class Probe:
         header_frames: the count the container states, or None.
         broken: why the file ends before its container says it should, or None.
         readable: at least one frame decodes.
+        index: where the frames lie, or None where an interval is decoded from the file's beginning. It stays
+            in the worker.
     """
 
     container: str
@@ -56,6 +60,12 @@ class Probe:
     broken: str | None
     readable: bool
     warnings: tuple[str, ...]
+    index: FrameIndex | None = None
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Self:
+        """What `asdict` gave, after a trip through JSON."""
+        return cls(**{**facts, "matrix": tuple(facts["matrix"]), "warnings": tuple(facts["warnings"])})
 
 
 def check_file(path: Path) -> os.stat_result:
@@ -155,12 +165,12 @@ def _pick_stream(container: Any, path: Path, index: int | None) -> tuple[Any, in
 
 def _read_packets(
     container: Any, stream: Any, alive: Callable[[], None]
-) -> tuple[Any, list[tuple[int | None, int | None]], str | None]:
-    """First frame or None; (pts, dts) of every packet that should become a frame; why the file is broken."""
+) -> tuple[Any, list[Packet], str | None]:
+    """First frame or None; every packet of the stream in file order; why the file is broken."""
     import av
 
     frame = None
-    packets: list[tuple[int | None, int | None]] = []
+    packets: list[Packet] = []
     for index, (packet, broken) in enumerate(demux(container, stream), start=1):
         if index % ALIVE == 0:
             alive()
@@ -171,8 +181,10 @@ def _read_packets(
                 frame = next(iter(packet.decode()), None)
             except (av.FFmpegError, ValueError):  # a damaged packet; a later one may do
                 frame = None
-        if packet.size and not packet.is_discard:
-            packets.append((packet.pts, packet.dts))
+        if packet.size:
+            packets.append(
+                Packet(packet.pts, packet.dts, packet.is_keyframe, packet.size, not packet.is_discard)
+            )
     return frame, packets, None
 
 
@@ -182,17 +194,18 @@ def _facts(
     others: int,
     *,
     frame: Any,
-    packets: list[tuple[int | None, int | None]],
+    packets: list[Packet],
     broken: str | None,
 ) -> Probe:
+    shown = [packet for packet in packets if packet.shown]
     raw_matrix, matrix = _display_matrix(frame)
     source = frame or stream.codec_context
     size = (source.width, source.height) if matrix[0] else (source.height, source.width)
     rate = stream.average_rate or stream.guessed_rate
     header = stream.frames or None
-    warnings = list(_time_warnings(packets, stream.time_base, rate))
-    if header and header != len(packets):
-        warnings.append(f"W_HEADER_COUNT: the header states {header} frames, the file holds {len(packets)}")
+    warnings = list(_time_warnings(shown, stream.time_base, rate))
+    if header and header != len(shown):
+        warnings.append(f"W_HEADER_COUNT: the header states {header} frames, the file holds {len(shown)}")
     if raw_matrix != [1, 0, 0, 1]:
         done = "turned upright" if matrix != (1, 0, 0, 1) else "left as it is: no multiple of 90 degrees"
         warnings.append(f"W_ROTATION: the display matrix is {raw_matrix}, {done}")
@@ -207,12 +220,18 @@ def _facts(
         matrix=matrix,
         fps_num=rate.numerator if rate else None,
         fps_den=rate.denominator if rate else None,
-        packets=len(packets),
+        packets=len(shown),
         header_frames=header,
         broken=broken,
         readable=frame is not None,
         warnings=tuple(warnings),
+        index=None if broken else index_frames(packets, container.format.name, _codec(stream)),
     )
+
+
+def _codec(stream: Any) -> str:
+    """FFmpeg's name of the codec, whichever decoder serves it."""
+    return str(stream.codec_context.codec.canonical_name)
 
 
 def _display_matrix(frame: Any) -> tuple[list[float], tuple[int, int, int, int]]:
@@ -227,13 +246,13 @@ def _display_matrix(frame: Any) -> tuple[list[float], tuple[int, int, int, int]]
     return [1, 0, 0, 1], (1, 0, 0, 1)
 
 
-def _time_warnings(packets: list[tuple[int | None, int | None]], base: Any, rate: Any) -> Iterator[str]:
+def _time_warnings(packets: list[Packet], base: Any, rate: Any) -> Iterator[str]:
     """Warnings of the time stamps; streams without them (old AVI) give none."""
-    times = sorted(pts for pts, _ in packets if pts is not None)
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
     if len(times) < 2 or not base:
         return
     steps = [b - a for a, b in pairwise(times)]
-    decoding = [dts for _, dts in packets if dts is not None]
+    decoding = [packet.dts for packet in packets if packet.dts is not None]
     if 0 in steps or any(b < a for a, b in pairwise(decoding)):
         yield "W_PTS_NON_MONOTONIC: time stamps repeat or go back"
     if max(steps) > 1.5 * median(steps):

@@ -1,16 +1,20 @@
 """One worker process seen from the pool's side: start it, talk to it, kill it."""
 
 import contextlib
+import fcntl
 import json
+import mmap
 import os
 import select
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,6 +46,7 @@ class Worker:
         self.command = list(command)
         self.timeout_s = timeout_s
         self.process: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None  # of its replies, and of the room for frames
         self.aborted = False
         self.lock = threading.Lock()  # abort, from another thread, must not miss a process being started
 
@@ -53,7 +58,7 @@ class Worker:
             healthy = True
         except TimeoutError:
             raise AttemptError(f"was silent for {self.timeout_s:g} s and was killed") from None
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise AttemptError(f"crashed its worker ({self._exit_status()})") from None
         except (KeyError, TypeError, ValueError) as error:
             raise AttemptError(f"gave an unreadable answer ({error})") from None
@@ -67,34 +72,30 @@ class Worker:
         return array, reply
 
     def _converse(self, request: dict[str, Any], max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
-        process = self._started()
-        assert process.stdin is not None and process.stdout is not None  # noqa: PT018
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()
-        pipe = process.stdout.fileno()
-        array, count = np.empty((0, 0, 0, 3), np.uint8), 0
+        stdin, channel = self._started()
+        stdin.write(json.dumps(request).encode() + b"\n")
+        stdin.flush()
+        array = np.empty((0, 0, 0, 3), np.uint8)
         while True:
             head = bytearray(4)
-            self._fill(pipe, memoryview(head))
+            self._fill(channel.fileno(), memoryview(head))
             (length,) = struct.unpack(">I", head)
             if length > _MAX_HEAD:
                 raise ValueError(f"{length} bytes of header")
             body = bytearray(length)
-            self._fill(pipe, memoryview(body))
+            self._fill(channel.fileno(), memoryview(body))
             reply = json.loads(body)
             kind = reply["type"]
             if kind == "shape":
-                array = _room(reply["frames"], reply["height"], reply["width"], max_bytes)
-            elif kind == "frames":
-                wanted = count + reply["count"]
-                if wanted > len(array):  # more frames than packets: rare, and bounded by max_bytes
-                    array = _grown(array, max(wanted, len(array) + len(array) // 2), max_bytes)
-                self._fill(pipe, array[count:wanted].data.cast("B"))
-                count = wanted
+                descriptor, array = shared_room(reply["frames"], reply["height"], reply["width"], max_bytes)
+                try:
+                    socket.send_fds(channel, [b"r"], [descriptor])
+                finally:
+                    os.close(descriptor)
             elif kind == "done":
                 kept = reply.get("kept", 0)
-                if not 0 <= kept <= count:
-                    raise ValueError(f"{kept} of {count} frames kept")
+                if not 0 <= kept <= len(array):
+                    raise ValueError(f"{kept} of {len(array)} frames kept")
                 return array[:kept], reply
             elif kind in ("refused", "error"):
                 return array[:0], reply
@@ -111,19 +112,23 @@ class Worker:
                 raise EOFError
             view = view[got:]
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _started(self) -> tuple[IO[bytes], socket.socket]:
         with self.lock:
             if self.aborted:
                 raise EOFError
             if self.process is None:
-                self.process = subprocess.Popen(
-                    self.command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    process_group=0,  # a Ctrl-C in the terminal reaches only the parent
-                )
-            return self.process
+                self.channel, theirs = socket.socketpair()
+                with theirs:
+                    self.process = subprocess.Popen(
+                        self.command,
+                        stdin=subprocess.PIPE,
+                        stdout=theirs,
+                        stderr=subprocess.DEVNULL,
+                        process_group=0,  # a Ctrl-C in the terminal reaches only the parent
+                    )
+            assert self.process.stdin is not None
+            assert self.channel is not None
+            return self.process.stdin, self.channel
 
     def _exit_status(self) -> str:
         process = self.process
@@ -141,7 +146,7 @@ class Worker:
                 return
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
+            for pipe in (process.stdin, self.channel):
                 if pipe:
                     with contextlib.suppress(OSError):
                         pipe.close()
@@ -159,15 +164,24 @@ class Worker:
         self.aborted = False
 
 
-def _room(frames: int, height: int, width: int, max_bytes: int) -> np.ndarray:
-    """Uninitialised [frames, height, width, 3]; its pages cost memory only once frames arrive."""
-    if min(frames, height, width) < 1 or frames * height * width * 3 > max_bytes:
+def shared_room(frames: int, height: int, width: int, max_bytes: int) -> tuple[int, np.ndarray]:
+    """(descriptor, zeros [frames, height, width, 3]) of memory that another process can map.
+
+    It has no name, so nothing is left behind however the processes end: it goes with its last map. Its pages
+    cost memory only once they are written. Raises ValueError above max_bytes.
+    """
+    size = frames * height * width * 3
+    if min(frames, height, width) < 1 or size > max_bytes:
         raise ValueError(f"{frames} frames of {width}x{height}")
-    return np.empty((frames, height, width, 3), np.uint8)
-
-
-def _grown(array: np.ndarray, frames: int, max_bytes: int) -> np.ndarray:
-    _, height, width, _ = array.shape
-    larger = _room(frames, height, width, max_bytes)
-    larger[: len(array)] = array
-    return larger
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, size)
+        # A worker that could shrink it could crash this process.
+        fcntl.fcntl(
+            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, size)
+    return descriptor, np.frombuffer(mmap.mmap(descriptor, size), np.uint8).reshape(frames, height, width, 3)

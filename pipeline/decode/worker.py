@@ -1,15 +1,7 @@
 """The process decoders run in, started by ``process``. It never imports torch.
 
 Arguments: the folder that holds the package, and the process id of the parent.
-Requests come as JSON lines on stdin. Replies go to stdout: 4 bytes length (big-endian), a JSON object of that
-length and, after ``frames``, the raw bytes of the frames.
-
-    {"type": "tick"}                                           still working
-    {"type": "shape", "frames": n, "height": h, "width": w}    before the first frames; n is the count expected
-    {"type": "frames", "count": k}                             then k*h*w*3 bytes, uint8 RGB
-    {"type": "done", ...}                                      a Probe; or decoder, kept, warnings, fps
-    {"type": "refused", "message": s}                          this decoder cannot; another may
-    {"type": "error", "code": c, "message": s, "decoder": d}   no decoder can; d is None when none ran
+How it talks is in ``channel``.
 """
 
 import contextlib
@@ -18,126 +10,129 @@ import json
 import logging
 import os
 import signal
-import struct
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from pipeline.decode.backends import BACKENDS, Outcome, RefusedError, backend_version, complaint
+from pipeline.decode.backends import AGAIN, BACKENDS, Outcome, RefusedError, Steps, backend_version, complaint
+from pipeline.decode.channel import Channel
+from pipeline.decode.index import KEPT, index_file, load_index, save_index
 from pipeline.decode.probe import MIN_SIDE, Probe, probe
 from pipeline.errors import ClipError
+from pipeline.people import clip_box
 
-BLOCK = 1 << 20  # bytes gathered before a write: one block of a 160x192 clip holds 11 frames
-PIPE_BYTES = 1 << 20  # Linux' default of 64 KiB costs a process switch every quarter row of a large frame
+REMEMBERED = 8  # recordings; the views of one scene take turns
 PR_SET_PDEATHSIG = 1
-F_SETPIPE_SZ = 1031
 
-Send = Callable[..., None]
-FactsOf = Callable[[Path, int | None], Probe]
+Box = tuple[int, int, int, int]
+FactsOf = Callable[[Path, int | None, str | None], Probe]
 
 
 def main() -> None:
     """Serve requests until stdin ends; the parent passes its process id as the last argument."""
     _die_with_parent(int(sys.argv[-1]))
-    requests, replies, stderr = _take_pipes()
+    channel = Channel()
     logging.disable()  # PyAV passes FFmpeg's messages to logging
-    send = _sender(replies)
-    facts_of = _remembering(lambda: send({"type": "tick"}))
-    for line in requests:
+    facts_of = _remembering(channel.alive)
+    for line in channel.requests:
         request = json.loads(line)
         try:
-            serve(request, facts_of, send, lambda: _drain(stderr))
+            channel.send(serve(request, facts_of, channel))
         except ClipError as error:
-            send({"type": "error", "code": error.code, "message": error.message, "decoder": error.decoder})
+            reply = {"code": error.code, "message": error.message, "decoder": error.decoder}
+            channel.send({"type": "error", **reply})
         except RefusedError as error:
-            send({"type": "refused", "message": str(error)})
-        except BrokenPipeError:
+            channel.send({"type": "refused", "message": str(error)})
+        except ConnectionError:
             return
         except Exception as error:  # a decoder's unforeseen failure: the next decoder decides
-            send({"type": "refused", "message": f"{type(error).__name__}: {error}"})
+            channel.send({"type": "refused", "message": f"{type(error).__name__}: {error}"})
 
 
-def serve(
-    request: dict[str, Any],
-    facts_of: FactsOf,
-    send: Send,
-    stderr: Callable[[], str],
-) -> None:
-    """One request: {"path", "stream"} probes; with "backend", "start", "end", "max_bytes" it decodes."""
+def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[str, Any]:
+    """The reply to one request.
+
+    {"path", "stream", "index"} probes; with "backend", "start", "end", "box" and "max_bytes" it decodes.
+    """
     path = Path(request["path"])
-    facts = facts_of(path, request["stream"])
+    facts = facts_of(path, request["stream"], request["index"])
     if not facts.readable:
         why = facts.broken or "all damaged"
         raise ClipError(
             "E_DECODE", f"{path}: 0 of {facts.packets} frames decoded; {why}", backend_version("pyav")
         )
-    if min(facts.width, facts.height) < MIN_SIDE:
-        size = f"{facts.width}x{facts.height}"
-        raise ClipError("E_TOO_SMALL", f"{path} is {size} pixels; both sides must have at least {MIN_SIDE}")
     if "backend" not in request:
-        send({"type": "done", **asdict(facts)})
-        return
+        _check_sides(facts.width, facts.height, path)
+        return {"type": "done", **asdict(replace(facts, index=None))}
     start, end, backend = request["start"] or 0, request["end"], request["backend"]
+    x1, y1, x2, y2 = box = clip_box(request["box"], facts.width, facts.height, path)
+    _check_sides(x2 - x1, y2 - y1, path)
     last = facts.packets if end is None else min(end, facts.packets)
     expected = max(last - start, 1)
-    _check_size(facts, expected, request["max_bytes"], path)
-    send({"type": "shape", "frames": expected, "height": facts.height, "width": facts.width})
-    stderr()  # what probing said is no complaint of the backend
-    outcome = _stream(BACKENDS[backend](path, facts, start, end), send)
-    noise = complaint(stderr()) if backend == "decord" else None
+    _check_size(expected, y2 - y1, x2 - x1, request["max_bytes"], path)
+    channel.stderr()  # what probing said is no complaint of the backend
+    outcome = _fill(BACKENDS[backend](path, facts, start, end), box, expected, channel)
+    noise = complaint(channel.stderr()) if backend == "decord" else None
     if noise:
         raise RefusedError(f"decord reports {noise}")
     try:
         kept, warnings = _verdict(facts, outcome, start, end, path)
     except ClipError as error:
         raise ClipError(error.code, error.message, backend_version(backend)) from None
-    send(
-        {
-            "type": "done",
-            "decoder": backend_version(backend),
-            "kept": kept,
-            "warnings": [*warnings, *facts.warnings],
-            "fps_num": facts.fps_num,
-            "fps_den": facts.fps_den,
-        }
-    )
+    return {
+        "type": "done",
+        "decoder": backend_version(backend),
+        "kept": kept,
+        "warnings": [*warnings, *facts.warnings],
+        "fps_num": facts.fps_num,
+        "fps_den": facts.fps_den,
+        "decoded": outcome.decoded,
+        "crop": box if request["box"] else None,
+    }
 
 
-def _check_size(facts: Probe, frames: int, limit: int, path: Path) -> None:
-    wanted = frames * facts.height * facts.width * 3
-    if wanted > limit:
-        raise ClipError(
-            "E_TOO_LARGE",
-            f"{path}: {frames} frames of {facts.width}x{facts.height} need {wanted / 2**30:.2f} GiB, the "
-            f"limit is {limit / 2**30:.2f} GiB; cut it into intervals with start_frame and end_frame",
-        )
-
-
-def _stream(frames: Any, send: Send) -> Outcome:
-    """Send the frames in blocks and return the generator's outcome."""
-    block: list[np.ndarray] = []
-    size = 0
+def _fill(frames: Steps, box: Box, expected: int, channel: Channel) -> Outcome:
+    """Write the box of every frame into room made by the parent; returns the generator's outcome."""
+    x1, y1, x2, y2 = box
+    array = channel.room(expected, y2 - y1, x2 - x1)
+    count = 0
     while True:
         try:
             frame = next(frames)
         except StopIteration as end:
-            if block:
-                send({"type": "frames", "count": len(block)}, block)
             outcome: Outcome = end.value
             return outcome
-        if frame is None:
-            send({"type": "tick"})
-            continue
-        block.append(frame)
-        size += frame.nbytes
-        if size >= BLOCK:
-            send({"type": "frames", "count": len(block)}, block)
-            block, size = [], 0
+        channel.alive()
+        if isinstance(frame, np.ndarray):
+            if count == len(array):  # more frames than packets: rare
+                larger = channel.room(count + count // 2 + 1, y2 - y1, x2 - x1)
+                larger[:count] = array
+                array = larger
+            array[count] = frame[y1:y2, x1:x2]
+            count += 1
+        elif frame == AGAIN:
+            count = 0
+
+
+def _check_sides(width: int, height: int, path: Path) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ClipError(
+            "E_TOO_SMALL", f"{path} is {width}x{height} pixels; both sides must have at least {MIN_SIDE}"
+        )
+
+
+def _check_size(frames: int, height: int, width: int, limit: int, path: Path) -> None:
+    wanted = frames * height * width * 3
+    if wanted > limit:
+        raise ClipError(
+            "E_TOO_LARGE",
+            f"{path}: {frames} frames of {width}x{height} need {wanted / 2**30:.2f} GiB, the "
+            f"limit is {limit / 2**30:.2f} GiB; cut it into intervals with start_frame and end_frame",
+        )
 
 
 def _verdict(
@@ -178,64 +173,29 @@ def _die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def _take_pipes() -> tuple[BinaryIO, int, BinaryIO]:
-    """(requests, reply descriptor, captured stderr).
-
-    Descriptors 0 to 2 no longer lead to the parent: no library's print can break the replies or reach the
-    terminal.
-    """
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
-    stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  open for life
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    os.dup2(stderr.fileno(), 2)
-    if sys.platform == "linux":
-        import fcntl
-
-        with contextlib.suppress(OSError):  # refused when the user's pipes already hold too many pages
-            fcntl.fcntl(replies, F_SETPIPE_SZ, PIPE_BYTES)
-    return requests, replies, stderr
-
-
-def _drain(stderr: BinaryIO) -> str:
-    """What was written since the last call, at most its first 64 KiB."""
-    descriptor = stderr.fileno()
-    if not os.lseek(descriptor, 0, os.SEEK_CUR):
-        return ""
-    text = os.pread(descriptor, 1 << 16, 0).decode(errors="replace")
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return text
-
-
-def _sender(descriptor: int) -> Send:
-    def send(message: dict[str, Any], arrays: list[np.ndarray] | None = None) -> None:
-        head = json.dumps(message).encode()
-        _write_all(descriptor, struct.pack(">I", len(head)) + head)
-        for array in arrays or ():
-            _write_all(descriptor, array.data.cast("B"))
-
-    return send
-
-
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _remembering(alive: Callable[[], None]) -> FactsOf:
-    """probe with a memory of one file: the second decoder, and the next clip of a long video, ask again."""
+    """probe with a memory: the second decoder, and the next clip of a recording, ask again.
+
+    Long recordings are remembered on disk as well, where a folder for that is given.
+    """
     last: dict[tuple[Any, ...], Probe] = {}
 
-    def facts_of(path: Path, stream: int | None) -> Probe:
+    def facts_of(path: Path, stream: int | None, folder: str | None) -> Probe:
         status = path.stat()
-        key = (path, stream, status.st_size, status.st_mtime_ns)
-        if key not in last:
-            last.clear()
-            last[key] = probe(path, stream, alive)
-        return last[key]
+        key = (path, status.st_size, status.st_mtime_ns, stream)
+        facts = last.pop(key, None)
+        if facts is None:
+            file = index_file(Path(folder), *key) if folder else None
+            facts = load_index(file) if file else None
+            if facts is None:
+                facts = probe(path, stream, alive)
+                if file and facts.index and facts.packets >= KEPT:
+                    with contextlib.suppress(OSError):  # a cache that may only be read
+                        save_index(file, facts)
+        last[key] = facts  # the latest is the last
+        if len(last) > REMEMBERED:
+            del last[next(iter(last))]
+        return facts
 
     return facts_of
 

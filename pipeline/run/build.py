@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener
 from pipeline.manifest import Manifest, manifest_path, read_manifest
-from pipeline.media import Media, read_media, scan, write_media
+from pipeline.media import Media, index_folder, media_path, read_media, scan, write_media
 from pipeline.plan import Counts, Group, Plan, contents, make_plan, shard_rows
 from pipeline.presets import Recipe
 from pipeline.spec import STAGES
@@ -39,11 +39,6 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
-def media_path(cache: Path, dataset: str) -> Path:
-    """CACHE/manifests/<dataset>.media.parquet: size, hash and stream facts of every file."""
-    return manifest_path(cache, dataset).with_suffix(".media.parquet")
-
-
 def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int = 2) -> dict[str, Media]:
     """Hash and probe every file of a dataset; files whose size and time did not change are not read again."""
     path = media_path(cache, manifest.dataset)
@@ -58,7 +53,9 @@ def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int =
     def progress(done: int, total: int) -> None:
         listen(Event("step", "reading files", done, total))
 
-    media = scan(manifest.root, wanted, known, workers=workers, on_progress=progress)
+    media = scan(
+        manifest.root, wanted, known, workers=workers, on_progress=progress, index=index_folder(cache)
+    )
     if media != known:
         write_media(path, media)
     return media

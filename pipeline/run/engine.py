@@ -13,8 +13,8 @@ from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.encoders.checkpoints import open_encoder
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
-from pipeline.manifest import resolve
-from pipeline.plan import ClipTask, Group
+from pipeline.media import decode_job, index_folder
+from pipeline.plan import Group
 from pipeline.presets import Recipe
 from pipeline.regions import Boxes
 from pipeline.run.compiled import compile_encoder, prepare_compiler
@@ -67,7 +67,7 @@ class Engine(AbstractContextManager["Engine"]):
             self.projection = load_projection(
                 recipe.spec.semantic, self.models["semantic"], recipe.projection, self.device
             )
-        self.pool = DecodePool(workers)
+        self.pool = DecodePool(workers, index=index_folder(cache))
         self._readers: dict[str, StageReader] = {}
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +165,7 @@ class Engine(AbstractContextManager["Engine"]):
     def _jobs(self, group: Group, keys: frozenset[str]) -> Iterator[DecodeJob]:
         for task in group.clips:
             if task.key in keys:
-                yield decode_job(task, self.root)
+                yield decode_job(task.clip, self.root, task.key)
 
     def _load(self, work: Work, missing: Mapping[str, frozenset[str]]) -> None:
         """Read from the cache what later stages need and this run does not compute."""
@@ -178,7 +178,7 @@ class Engine(AbstractContextManager["Engine"]):
                 work.error = ("segment", ClipError("E_NO_LABELS", "the clip has no part labels"))
                 return
             work.labels, work.under = reader.read(key, "labels"), reader.read(key, "under")
-            kept = {"frames", "fps", "decoder", "warnings"}
+            kept = {"frames", "fps", "decoder", "warnings", "crop"}
             work.facts = work.facts or {k: v for k, v in reader.clips[key].facts.items() if k in kept}
         if crops and key not in missing.get("regions", ()):
             boxes = self._reader("regions")
@@ -189,13 +189,6 @@ class Engine(AbstractContextManager["Engine"]):
             key = self.recipe.spec.stages()[stage].key
             self._readers[stage] = Cache(self.cache).stage(stage, key)
         return self._readers[stage]
-
-
-def decode_job(task: ClipTask, root: Path) -> DecodeJob:
-    """What the decode workers need to know of a clip."""
-    clip = task.clip
-    path = resolve(root, clip.media_path)
-    return DecodeJob(task.key, path, clip.stream_index, clip.start_frame, clip.end_frame)
 
 
 def _take(work: Work, frames: Frames | ClipError) -> None:
@@ -210,6 +203,8 @@ def _take(work: Work, frames: Frames | ClipError) -> None:
         "decoder": frames.decoder,
         "warnings": list(frames.warnings),
     }
+    if frames.crop:
+        work.facts["crop"] = list(frames.crop)
 
 
 def _ahead(works: Iterator[Work], step: Callable[[Work], None]) -> Iterator[Work]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from pipeline.carry import nearest_segmented
 from pipeline.decode import DecodePool
 from pipeline.errors import ClipError, UserError
+from pipeline.media import decode_job, index_folder
 from pipeline.plan import ClipTask
 from pipeline.preview import draw_preview, save_preview, shown_frames
 from pipeline.regions import Boxes, dress
-from pipeline.run.engine import decode_job
 from pipeline.spec import RegionsSpec
 from pipeline.stages.regions import carried
 from pipeline.stages.work import Work
@@ -43,8 +43,8 @@ def write_previews(cache_root: Path, dataset: str, clip_ids: Sequence[str], out:
             )
         tasks.append(ClipTask(str(key), by_id[clip_id], 0))
     paths = {}
-    with DecodePool(1) as pool:
-        jobs = [decode_job(task, manifest.root) for task in tasks]
+    with DecodePool(1, index=index_folder(cache_root)) as pool:
+        jobs = [decode_job(task.clip, manifest.root, task.key) for task in tasks]
         for task, (_, frames) in zip(tasks, pool.decode(jobs), strict=True):
             if isinstance(frames, ClipError):
                 raise frames

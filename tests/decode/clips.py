@@ -1,5 +1,6 @@
 """Small video files with known frames, made with PyAV."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ def write_video(
     noise: bool = False,
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    pts: Callable[[int], int] | None = None,
+    draw: Callable[..., np.ndarray] = picture,
 ) -> Path:
-    """H.264 with B-frames and a keyframe every 12 frames unless told otherwise; noise makes large packets."""
+    """H.264 with B-frames and a keyframe every 12 frames unless told otherwise; noise makes large packets.
+
+    pts gives the time stamp of a frame in 1/25 s; draw(number, width, height) its picture.
+    """
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=25)
@@ -47,10 +53,13 @@ def write_video(
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=hflip)
         for number in range(frames):
-            rgb = picture(number, *size)
+            rgb = draw(number, *size)
             if noise:
                 rgb[20:] = random.integers(0, 256, rgb[20:].shape, np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(rgb, "rgb24")):
+            frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+            if pts:
+                frame.pts = pts(number)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -82,5 +91,21 @@ def remux(source: Path, target: Path, skip: int = 0) -> Path:
         for index, packet in enumerate(read.demux(video=0)):
             if packet.size and index >= skip:
                 packet.stream = stream
+                write.mux(packet)
+    return target
+
+
+def repeat(source: Path, target: Path, times: int) -> Path:
+    """A recording that shows source so often in a row, made of its packets: as long as one likes, and quickly."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream: Any = write.add_stream_from_template(read.streams.video[0])
+        packets: list[Any] = [packet for packet in read.demux(video=0) if packet.size]
+        stamps = sorted(packet.pts for packet in packets)
+        length = stamps[-1] + stamps[1] - 2 * stamps[0]
+        for turn in range(times):
+            for packet in packets:
+                packet.stream = stream
+                packet.pts += length if turn else 0
+                packet.dts += length if turn else 0
                 write.mux(packet)
     return target

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.decode import DecodeJob, DecodePool, Frames
+from pipeline.decode import DecodeJob, DecodePool
 from pipeline.decode.backends import complaint, upright
 from pipeline.errors import ClipError
 from tests.decode.clips import numbers, remux, write_video
@@ -79,31 +79,6 @@ class TestContract:
         assert corner[0] > 180
         assert corner[1] < 60
         assert corner[2] < 60
-
-    @pytest.mark.parametrize("name", ["plain.mp4", "old.avi", "open.mp4"])
-    def test_intervals_are_exact(
-        self, pools: dict[str, DecodePool], folder: Path, backend: str, name: str
-    ) -> None:
-        if not (folder / name).exists():
-            pytest.skip("this PyAV has no HEVC encoder")
-        whole = decode(pools[backend], folder / name).array
-        jobs = [
-            DecodeJob("", folder / name, None, start, end)
-            for start, end in [
-                (0, 1),
-                (1, 2),
-                (7, 30),
-                (12, 40),
-                (13, None),
-                (24, 25),
-                (35, 39),
-                (39, None),
-                (None, 5),
-            ]
-        ]
-        for job, result in pools[backend].decode(jobs):
-            assert isinstance(result, Frames)
-            assert np.array_equal(result.array, whole[job.start_frame : job.end_frame]), job
 
     @pytest.mark.parametrize("degrees", [90, -90, 180])
     def test_rotation_is_applied_once(

@@ -78,7 +78,34 @@ def test_decoders_agree_on_real_clips(clips: Path, name: str) -> None:
     results = []
     for backend in ("decord", "pyav"):
         with DecodePool(1, backends=(backend,)) as pool:
-            [(_, result)] = pool.decode([DecodeJob(name, clips / name, None, 1, 3)])
+            [(_, result)] = pool.decode([DecodeJob(name, clips / name)])
             assert isinstance(result, Frames)
             results.append(result.array)
     assert np.array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "asl/again.mkv",
+        "ma52_nodding.mp4",
+        "mpeg4_vfr_face.avi",
+        "ntu_two_people_vfr.mp4",
+        "odd_av1.mkv",
+        "odd_h264_10bit.mp4",
+        "odd_no_duration.webm",
+        "odd_non_zero_start.mp4",
+        "odd_rotated_90.mov",
+        "odd_unordered.mov",
+        "odd_vp9_321x241.mp4",
+    ],
+)
+def test_intervals_equal_the_whole_clip(clips: Path, name: str) -> None:
+    with DecodePool(1, backends=("pyav",)) as pool:
+        [(_, whole)] = pool.decode([DecodeJob(name, clips / name)])
+        assert isinstance(whole, Frames)
+        count = len(whole.array)
+        starts = (1, count // 2, count * 3 // 4, count - 2)
+        for job, part in pool.decode(DecodeJob(name, clips / name, None, low, low + 2) for low in starts):
+            assert isinstance(part, Frames)
+            assert np.array_equal(part.array, whole.array[job.start_frame : job.end_frame]), job

@@ -1,0 +1,254 @@
+"""Intervals decode by seeking: the same frames as a full decode, and no more work than the interval asks for."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.decode import DecodeJob, DecodePool, Frames, worker
+from pipeline.decode.backends import REORDER
+from pipeline.decode.index import Packet, index_frames
+from pipeline.decode.probe import probe
+from pipeline.decode.process import shared_room
+from tests.decode.clips import repeat, write_video
+
+FRAMES = 70
+GOP = 12
+B_FRAMES = {"bf": "2", "g": str(GOP), "threads": "1"}
+OPEN = {"x264-params": f"open-gop=1:keyint={GOP}:bframes=3:b-adapt=0:scenecut=0:threads=1"}
+HEVC = {"x265-params": f"log-level=none:open-gop=1:keyint={GOP}:bframes=3:pools=1"}
+
+# name: (arguments of write_video, whether its index is of use)
+FILES: dict[str, tuple[dict[str, Any], bool]] = {
+    "b.mp4": ({}, True),
+    "b.mkv": ({}, True),
+    "open.mp4": ({"codec_options": OPEN}, True),
+    "open.mkv": ({"codec_options": OPEN}, True),
+    "hevc.mp4": ({"codec": "libx265", "codec_options": HEVC}, True),
+    "vfr.mp4": ({"pts": lambda i: i + i * i // 7}, True),
+    "vfr.mkv": ({"pts": lambda i: i + 40 * (i // 9)}, True),
+    "mpeg4.mp4": ({"codec": "mpeg4", "codec_options": B_FRAMES}, True),
+    "mpeg4.mkv": ({"codec": "mpeg4", "codec_options": B_FRAMES}, True),
+    "mpeg4.avi": ({"codec": "mpeg4", "codec_options": {"g": str(GOP)}}, True),
+    "b.avi": (
+        {},
+        False,
+    ),  # AVI has no time stamps of presentation: where they turn out wrong, it starts in front
+    "vp9.webm": ({"codec": "libvpx-vp9", "codec_options": {"g": str(GOP), "cpu-used": "8"}}, True),
+    "stream.ts": ({}, False),
+}
+
+
+def moving(number: int, width: int, height: int) -> np.ndarray:
+    """A texture that slides over a dark field, so that frames refer to each other: uint8 [height, width, 3]."""
+    rgb = np.full((height, width, 3), 40, np.uint8)
+    texture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    left, top = number * 3 % (width - 24), number * 2 % (height - 24)
+    rgb[top : top + 24, left : left + 24] = texture
+    rgb[:8, :8] = number * 3
+    return rgb
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecodePool]:
+    with DecodePool(1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory, pool: DecodePool) -> dict[str, tuple[Path, np.ndarray]]:
+    """Name -> (file, all its frames)."""
+    folder = tmp_path_factory.mktemp("recordings")
+    found = {}
+    for name, (options, _) in FILES.items():
+        try:
+            path = write_video(folder / name, FRAMES, draw=moving, **options)
+        except av.codec.codec.UnknownCodecError:  # this PyAV comes without that encoder
+            continue
+        result = decode(pool, path)
+        assert len(result.array) == FRAMES
+        found[name] = path, result.array
+    assert len(found) >= 10
+    return found
+
+
+def decode(pool: DecodePool, path: Path, start: int | None = None, end: int | None = None) -> Any:
+    [(_, result)] = pool.decode([DecodeJob("clip", path, None, start, end)])
+    return result
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(sorted(FILES)), start=st.integers(0, FRAMES - 1), length=st.integers(1, 30))
+def test_every_interval_equals_the_full_decode(
+    wholes: dict[str, tuple[Path, np.ndarray]], pool: DecodePool, name: str, start: int, length: int
+) -> None:
+    if name not in wholes:
+        return
+    path, whole = wholes[name]
+    end = min(start + length, FRAMES)
+    result = decode(pool, path, start, end)
+    assert isinstance(result, Frames)
+    assert np.array_equal(result.array, whole[start:end])
+
+
+@pytest.mark.parametrize("name", [name for name, (_, sure) in FILES.items() if sure])
+def test_an_interval_costs_itself_and_a_group(
+    wholes: dict[str, tuple[Path, np.ndarray]], pool: DecodePool, name: str
+) -> None:
+    if name not in wholes:
+        pytest.skip("this PyAV has no encoder for it")
+    path, _ = wholes[name]
+    index = probe(path).index
+    assert index is not None
+    longest = int(np.diff([*index.keys, FRAMES]).max())
+    assert longest < FRAMES  # else there is nothing to seek to
+    for start in range(0, FRAMES - 3, 5):
+        result = decode(pool, path, start, start + 3)
+        assert result.decoder.startswith("pyav")
+        assert result.decoded <= longest + 3 + REORDER + 4  # 4: leading pictures of an open group
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 minutes at 25 frames/s, the same 4 seconds again and again; a key frame every 12 frames."""
+    folder = tmp_path_factory.mktemp("long")
+    part = write_video(folder / "part.mp4", 100, draw=moving)
+    return repeat(part, folder / "recording.mp4", 300)
+
+
+def test_a_long_recording_is_not_decoded_up_to_the_interval(recording: Path, tmp_path: Path) -> None:
+    with DecodePool(2, index=tmp_path / "index") as pool:
+        [(_, part)] = pool.decode([DecodeJob("part", recording.with_name("part.mp4"))])
+        assert isinstance(part, Frames)
+        spans = [(start, start + 64) for start in (0, 13, 5_000, 15_005, 29_900, 29_936)]
+        for job, result in pool.decode(DecodeJob("", recording, None, *span) for span in spans):
+            assert isinstance(result, Frames), job
+            shown = np.arange(job.start_frame or 0, job.end_frame or 0) % 100
+            assert np.array_equal(result.array, part.array[shown]), job
+            assert result.decoded <= GOP + 64 + REORDER
+    kept = list((tmp_path / "index").iterdir())
+    assert len(kept) == 1  # of the recording; the short part is quicker passed over again
+    assert kept[0].stat().st_size < 200_000
+
+
+def test_a_recording_is_passed_over_once(recording: Path, tmp_path: Path) -> None:
+    """The next pool reads what the first one kept: shown by a mark in it."""
+    folder = tmp_path / "index"
+    with DecodePool(1, index=folder) as pool:
+        assert decode(pool, recording, 20_000, 20_003).warnings == ()
+    [kept] = folder.iterdir()
+    with np.load(kept) as held:
+        arrays = dict(held)
+    arrays["facts"] = np.array(str(arrays["facts"]).replace('"warnings": []', '"warnings": ["W_MARK: kept"]'))
+    np.savez(kept, **arrays)
+    with DecodePool(1, index=folder) as pool:
+        assert decode(pool, recording, 20_000, 20_003).warnings == ("W_MARK: kept",)
+        moved = Path(shutil.copy(recording, tmp_path / "other.mp4"))
+        assert decode(pool, moved, 20_000, 20_003).warnings == ()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with DecodePool(1, index=folder) as pool:
+        assert decode(pool, recording, 20_000, 20_003).warnings == ()
+
+
+def test_a_worker_remembers_the_views_of_a_scene(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counting(path: Path, *arguments: Any) -> Any:
+        passes.append(path)
+        return probe(path, *arguments)
+
+    monkeypatch.setattr(worker, "probe", counting)
+    facts_of = worker._remembering(lambda: None)
+    part = recording.with_name("part.mp4")
+    for _ in range(5):
+        for path in (recording, part):
+            facts_of(path, None, None)
+    assert sorted(passes) == sorted([recording, part])
+
+
+def test_damage_elsewhere_costs_nothing(recording: Path, tmp_path: Path) -> None:
+    """A spoiled second in a long recording spoils the clips that show it, not the ones behind it."""
+    broken = Path(shutil.copy(recording, tmp_path / "broken.mp4"))
+    with av.open(str(broken)) as container:
+        places = [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+    with broken.open("r+b") as file:
+        for position, size in places[10_000:10_012]:
+            file.seek(position)
+            file.write(bytes(size))
+    with DecodePool(1) as pool:
+        assert decode(pool, broken, 10_001, 10_009).code == "E_DECODE"
+        assert len(decode(pool, broken, 10_100, 10_110).array) == 10
+
+
+def packets(*stamps: int | None, size: int = 100) -> list[Packet]:
+    return [Packet(pts, pts, number % 3 == 0, size, True) for number, pts in enumerate(stamps)]
+
+
+def test_index_numbers_frames_by_time_stamp() -> None:
+    index = index_frames(packets(0, 4, 2, 8, 6, 10), "mov,mp4", "h264")
+    assert index is not None
+    assert [index.number(pts) for pts in (0, 2, 4, 6, 8, 10, 3, None)] == [0, 1, 2, 3, 4, 5, None, None]
+    assert index.keys.tolist() == [0, 4]
+    assert [index.entries(start) for start in (0, 3, 4, 5)] == [(), (), (4,), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "container", "codec"),
+    [
+        (packets(0, 1, 1, 2), "mov,mp4", "h264"),  # a time stamp repeats
+        (packets(0, None, 1, 2), "mov,mp4", "h264"),
+        (packets(3, 1, 2, 4), "mov,mp4", "h264"),  # leading pictures in front of the first key frame
+        (packets(0, 1, 2, 3), "mpegts", "h264"),
+        (packets(0, 1, 2, 3), "matroska,webm", "vp8"),  # hidden frames are packets of their own
+        (packets(0, 1, 2, 3, size=8), "avi", "mpeg4"),  # N-VOPs: packets without a frame
+        ([*packets(0, 1, 2), Packet(3, 3, False, 100, False)], "mov,mp4", "h264"),  # an edit list
+        ([], "mov,mp4", "h264"),
+    ],
+)
+def test_no_index_where_numbers_would_not_be_sure(stream: list[Packet], container: str, codec: str) -> None:
+    assert index_frames(stream, container, codec) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="frames lie in memfds on Linux only")
+def test_frames_are_shared_and_leave_nothing(recording: Path) -> None:
+    """One descriptor per clip that is held, none afterwards; they outlive the worker that filled them."""
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    part = recording.with_name("part.mp4")
+    empty = descriptors()
+    with DecodePool(1) as pool:
+        decode(pool, part)
+        before = descriptors()
+        held = [result for _, result in pool.decode(DecodeJob(str(i), part) for i in range(5))]
+        assert descriptors() == before + 5
+        pool._all[0].kill()
+        first = held[0]
+        assert isinstance(first, Frames)
+        assert all(isinstance(other, Frames) and np.array_equal(other.array, first.array) for other in held)
+        del first
+        held.clear()
+        decode(pool, part)
+        assert descriptors() == before
+    assert descriptors() == empty
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="frames lie in memfds on Linux only")
+def test_a_worker_cannot_shrink_what_the_parent_maps() -> None:
+    descriptor, array = shared_room(2, 16, 16, 10_000)
+    for size in (0, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+    os.close(descriptor)
+    array += 1  # torch takes it without a copy only when it may write
+    assert array.sum() == 2 * 16 * 16 * 3
+    with pytest.raises(ValueError, match="2 frames"):
+        shared_room(2, 16, 16, 100)
