@@ -2,7 +2,7 @@
 
 A row is what `pipeline.plan.stage_rows` counts: a segmented frame (segment, regions), a window (semantic), a clip
 (motion). One multiply-add (MAC) is two floating-point operations (FLOP). Counted are matrix products and
-convolutions, as torch's FlopCounterMode does; the rest is less than 1 % of the time on every machine seen.
+convolutions, as torch's FlopCounterMode does.
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any
 from pipeline.encoders import SIZES, family_of
 from pipeline.spec import PipelineSpec, SemanticSpec
 
-# Label maps are compressed. LABEL_SHARE of their bytes is left on the demo's rendered people, whose outlines are
-# as smooth as those of a real segmenter.
-LABEL_SHARE = 0.02
+# Compressed label maps cost what their outlines are long. Labels and under of the demo's rendered people together take
+# 4.5 bytes per pixel of height + width.
+LABEL_BYTES = 4.5
+REGION_SECONDS = 2e-8  # per label pixel, on one core of a 2.5 GHz Xeon: boxes need no encoder
 REGION_BYTES = 4 * (4 * 4 + 4 + 1)  # box and area in float32, present; of each of the four regions
 
 
@@ -116,8 +117,7 @@ def row_macs(spec: PipelineSpec, stage: str) -> int | None:
 def row_bytes(spec: PipelineSpec, stage: str) -> int | None:
     """Bytes on disk of one row of a stage, about; None for an encoder whose widths are not in its config."""
     if stage == "segment":
-        height, width = spec.segment.label_size
-        return round(2 * height * width * LABEL_SHARE)
+        return round(LABEL_BYTES * sum(spec.segment.label_size))
     if stage == "regions":
         return REGION_BYTES
     if stage == "motion":

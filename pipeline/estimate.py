@@ -4,13 +4,14 @@ Needs neither weights nor videos nor torch. Hours come from the last build in th
 or from a machine's sustained TFLOP/s; a guess from another encoder's speed would be wrong by factors.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cost import row_bytes, row_macs
+from pipeline.cost import REGION_SECONDS, row_bytes, row_macs
 from pipeline.errors import UserError
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import read_media
@@ -40,7 +41,10 @@ class Cost:
 def stage_cost(
     spec: PipelineSpec, stage: str, rows: int, cache: Path | None = None, tflops: float | None = None
 ) -> Cost:
-    """The cost of `rows` rows; hours by the last measured rate in the cache, else at `tflops` sustained TFLOP/s."""
+    """The cost of `rows` rows; hours by the last measured rate in the cache, else at `tflops` sustained TFLOP/s.
+
+    Regions, which need no encoder, go by a rate measured once.
+    """
     macs, size = row_macs(spec, stage), row_bytes(spec, stage)
     tflop = None if macs is None else rows * 2 * macs / 1e12
     gb = None if size is None else rows * size / 1e9
@@ -49,6 +53,9 @@ def stage_cost(
         return Cost(stage, rows, tflop, gb, rows * seconds / 3600, f"measured here, {1 / seconds:.4g} rows/s")
     if macs and tflops:
         return Cost(stage, rows, tflop, gb, rows * 2 * macs / 1e12 / tflops / 3600, f"at {tflops:g} TFLOP/s")
+    if stage == "regions":
+        hours = rows * math.prod(spec.segment.label_size) * REGION_SECONDS / 3600
+        return Cost(stage, rows, tflop, gb, hours, "about, on one CPU core")
     return Cost(stage, rows, tflop, gb, None, "never measured here" + ("; give --tflops" if macs else ""))
 
 

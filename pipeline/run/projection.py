@@ -156,7 +156,7 @@ def _moments(
         for done, work in enumerate(engine.stream(group), 1):
             listen(Event("step", "fitting the projection", done, len(group.clips)))
             arrays, _ = work.written.get("semantic", ({}, {}))
-            work.frames = work.labels = work.under = None
+            work.release()
             tokens = arrays["tokens"][arrays["present"].astype(bool)] if arrays else np.empty(0)
             if tokens.size and np.isfinite(tokens).all():
                 moments.add(tokens.reshape(-1, tokens.shape[-1]))
