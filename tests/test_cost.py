@@ -33,7 +33,8 @@ TINY: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("videomaev2", {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}, (3, 16, 32, 32)),
     (
         "videomaev2",
-        {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 4, "num_frames": 8, "mlp_ratio": 3},
+        {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 4, "num_frames": 8,
+         "mlp_ratio": 3.0},
         (3, 8, 28, 28),
     ),
     (
