@@ -128,17 +128,20 @@ def resolve_weights(entry: Weights | str, given: Path | None = None, alone: bool
             f"weights {entry.name!r}: no folder {entry.name} {there}; make it ({entry.trained_on}) and pass the "
             f"folder that holds it with --weights (licence: {entry.licence})"
         )
-    size = f", {entry.size}" if entry.size else ""
+    size = f" ({entry.size})" if entry.size else ""
     looked = f"{there} or " if given is not None else ""
+    how = entry.name if entry.name in weights_table() else "--preset FILE"
     raise UserError(
-        f"weights {entry.name!r}: {' and '.join(entry.files)} of huggingface.co/{entry.repo} is not {looked}in the "
-        f"Hugging Face cache{size}; run `bmoe-cache weights fetch {entry.name}`, or put it in a folder and pass "
+        f"weights {entry.name!r}: {' and '.join(entry.files)} of huggingface.co/{entry.repo}{size} is not {looked}in "
+        f"the Hugging Face cache; run `bmoe-cache weights fetch {how}`, or put it in a folder and pass "
         f"--weights FOLDER (licence: {entry.licence})"
     )
 
 
 def find_weights(entry: Weights, given: Path | None = None, alone: bool = False) -> Path | None:
     """``resolve_weights`` that gives None for what is not here."""
+    if entry.package is not None:
+        return None
     if entry.path is not None:
         path = given if alone and given is not None and given.is_file() else entry.base / entry.path
         return path if path.is_file() else None

@@ -211,6 +211,7 @@ def test_a_folder_of_the_users_own(tmp_path: Path) -> None:
 def test_a_package_needs_no_files_and_its_requirement_is_its_digest(tmp_path: Path) -> None:
     one, two = (entry(tmp_path / "p.yaml", f"model: manet, package: mediapipe=={v}") for v in ("1.0", "1.1"))
     assert resolve_weights(one) is None
+    assert resolve_weights(one, tmp_path, alone=True) is None
     assert weights_digest(one, None) != weights_digest(two, None)
 
 
