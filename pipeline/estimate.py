@@ -14,10 +14,9 @@ from typing import Any
 from pipeline.cost import REGION_SECONDS, row_bytes, row_macs
 from pipeline.errors import UserError
 from pipeline.manifest import manifest_path, read_manifest
-from pipeline.media import read_media
+from pipeline.media import media_path, read_media
 from pipeline.plan import Plan, clip_tasks, stage_rows
 from pipeline.presets import unweighted_spec
-from pipeline.run.build import media_path
 from pipeline.spec import STAGES, PipelineSpec, canonical_json
 from pipeline.store.layout import check_cache, load_build
 from pipeline.store.writer import open_stage

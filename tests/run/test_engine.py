@@ -52,7 +52,7 @@ def test_overlap_and_lack_of_memory_change_no_result(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe("demo")
-    group = planned(small_world, tmp_path / "cache", recipe, STAGES, 3)
+    group = planned(small_world, tmp_path / "cache", recipe, STAGES, 2)
     with Engine(tmp_path / "cache", small_world, recipe, STAGES) as engine:
         plain = run(engine, group)
         for module in (segment, semantic, motion):
