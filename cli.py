@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import cache as cache_commands
 from pipeline.commands import dataset as dataset_commands
 from pipeline.commands import estimate as estimate_commands
 from pipeline.commands import weights as weights_commands
@@ -39,6 +40,14 @@ app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(weights_commands.app, name="weights")
 
 app.command()(estimate_commands.estimate)
+for command in (
+    cache_commands.ls,
+    cache_commands.failures,
+    cache_commands.verify,
+    cache_commands.gc,
+    cache_commands.diff,
+):
+    app.command()(command)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a cache holds for a dataset, as data for `info` and the demo's summary."""
+"""What a cache holds, as data: for a dataset (`info`, `failures`, the demo's summary) and in all (`ls`)."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -9,7 +9,17 @@ from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import read_media
 from pipeline.plan import clip_tasks, contents, count_clips
 from pipeline.spec import STAGES
-from pipeline.store.layout import build_path, check_cache, load_build
+from pipeline.store.gc import reached
+from pipeline.store.layout import (
+    build_path,
+    check_cache,
+    load_build,
+    load_folder,
+    load_receipts,
+    stage_folders,
+)
+from pipeline.store.reader import Cache
+from pipeline.store.records import load_quarantine
 from pipeline.store.writer import Stage, open_stage
 
 
@@ -17,8 +27,8 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     """Account for every clip of a dataset under the stages of its last build.
 
     Returns {"dataset", "preset", "clips": {manifest, done, quarantined, pending}, "splits", "stages": {name: {key,
-    clips, shards, bytes, seconds, clips_per_s}}, "quarantine": [{clip_id, stage, code, message}], "warnings"}.
-    A dataset that was never built has all clips pending.
+    clips, rows, shards, bytes, created, host, seconds, clips_per_s}}, "quarantine": [{clip_id, stage, code, message,
+    decoder, attempts}], "codes": {code: clips}, "warnings"}. A dataset that was never built has all clips pending.
     """
     check_cache(cache)
     manifest = read_manifest(manifest_path(cache, dataset))
@@ -29,11 +39,18 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     names = {task.key: clip_id for clip_id, task in tasks.items()}
     stages: dict[str, Stage | None] = {}
     if record:
-        stages = {name: open_stage(cache, name, record["stages"][name]) for name in STAGES}
+        keys_of = record["stages"]
+        stages = {name: open_stage(cache, name, keys_of[name]) for name in STAGES if name in keys_of}
     holds = {name: contents(stage) for name, stage in stages.items()}
     counts = count_clips(manifest, media, tasks, holds)
     refused: dict[str, dict[str, Any]] = {
-        clip.clip_id: {"stage": "files", "code": file.code, "message": file.error}
+        clip.clip_id: {
+            "stage": "files",
+            "code": file.code,
+            "message": file.error,
+            "decoder": None,
+            "attempts": 1,
+        }
         for clip in manifest.clips
         if (file := media.get(clip.media_path)) is not None and file.code is not None
     }
@@ -44,8 +61,8 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
             continue
         for entry in stage.quarantine():
             if entry.clip_key in holds[name].quarantined and entry.clip_key in names:
-                line = {"stage": entry.stage, "code": entry.code, "message": entry.message}
-                refused.setdefault(names[entry.clip_key], line)
+                told = ("stage", "code", "message", "decoder", "attempts")
+                refused.setdefault(names[entry.clip_key], {name: getattr(entry, name) for name in told})
         receipts = stage.receipts()
         if name == "motion":
             for clip in (c for receipt in receipts for c in receipt.clips if c.clip_key in keys):
@@ -56,8 +73,11 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
         report[name] = {
             "key": stage.key,
             "clips": sum(c.clip_key in keys for receipt in receipts for c in receipt.clips),
+            "rows": sum(c.n_rows for receipt in receipts for c in receipt.clips if c.clip_key in keys),
             "shards": len(receipts),
             "bytes": sum(file.bytes for receipt in receipts for file in receipt.files.values()),
+            "created": stage.info.provenance.get("created"),
+            "host": stage.info.provenance.get("host"),
             "seconds": rate["seconds"] if rate else None,
             "clips_per_s": round(rate["clips"] / rate["seconds"], 2) if rate and rate["seconds"] else None,
         }
@@ -69,5 +89,49 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
         "splits": dict(Counter(clip.split for clip in manifest.clips)),
         "stages": report,
         "quarantine": [{"clip_id": clip_id, **line} for clip_id, line in sorted(refused.items())],
+        "codes": dict(sorted(Counter(line["code"] for line in refused.values()).items())),
         "warnings": warned,
     }
+
+
+def retry(cache: Path, dataset: str) -> int:
+    """Take the clips of a dataset out of quarantine in every stage of its last build; returns how many.
+
+    Files that could not be read are looked at by every plan anyway.
+    """
+    clip_keys = set(Cache(cache).clip_keys(dataset).values())
+    found = set()
+    for name, key in load_build(cache, dataset)["stages"].items():
+        stage = open_stage(cache, name, key)
+        if stage is not None:
+            mine = {entry.clip_key for entry in stage.quarantine()} & clip_keys
+            stage.drop_quarantine(mine)
+            found |= mine
+    return len(found)
+
+
+def list_stages(cache: Path) -> list[dict[str, Any]]:
+    """Every stage of a cache: what it holds, and which builds reach it.
+
+    Each is {"stage", "key", "path", "clips", "rows", "shards", "bytes", "quarantined", "created", "used_by"}.
+    """
+    check_cache(cache)
+    users, lines = reached(cache), []
+    for path in stage_folders(cache):
+        folder, info = load_folder(path)
+        receipts = load_receipts(folder, info)
+        lines.append(
+            {
+                "stage": folder.stage,
+                "key": info.key,
+                "path": str(path),
+                "clips": len({clip.clip_key for receipt in receipts for clip in receipt.clips}),
+                "rows": sum(receipt.rows for receipt in receipts),
+                "shards": len(receipts),
+                "bytes": sum(file.bytes for receipt in receipts for file in receipt.files.values()),
+                "quarantined": len(load_quarantine(folder.quarantine)),
+                "created": info.provenance.get("created"),
+                "used_by": users.get(info.key, []),
+            }
+        )
+    return lines

@@ -84,19 +84,23 @@ def build_path(root: Path, dataset: str) -> Path:
 
 
 def check_build(record: Mapping[str, Any]) -> None:
-    """Raise ValueError unless record is {"preset": str, "stages": {stage: key}}; more entries are welcome."""
+    """Raise ValueError unless record is {"preset": str, "stages": {stage: key}, "presets": {preset: stages}}.
+
+    More entries are welcome.
+    """
     field(record, "preset", str)
-    for stage, key in field(record, "stages", dict).items():
-        if not _NAME.fullmatch(stage) or not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise ValueError(f"stages: '{stage}': '{key}' is not a stage and its key of 64 hex digits")
+    for stages in (field(record, "stages", dict), *field(record, "presets", dict).values()):
+        for stage, key in stages.items():
+            if not _NAME.fullmatch(stage) or not isinstance(key, str) or not _KEY.fullmatch(key):
+                raise ValueError(f"stages: '{stage}': '{key}' is not a stage and its key of 64 hex digits")
 
 
 def load_build(root: Path, dataset: str) -> dict[str, Any]:
-    """The record of the last build of a dataset: {"preset": str, "stages": {stage: key}, ...}."""
+    """The record of the last build of a dataset: {"preset": str, "stages": {stage: key}, ...}, see `write_build`."""
     path = build_path(root, dataset)
     if not path.is_file():
         raise UserError(f"{path} is missing: '{dataset}' was not built in this cache; run `bmoe-cache build`")
-    with damage(path, "run `bmoe-cache build` again"):
+    with damage(path, "delete it and run `bmoe-cache build` again"):
         record = load_record(path)
         check_build(record)
     return record

@@ -141,9 +141,15 @@ def open_stage(cache: Path, stage: str, key: str) -> Stage | None:
 
 
 def write_build(cache: Path, dataset: str, record: Mapping[str, Any]) -> None:
-    """Note what the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}."""
-    layout.check_build(record)
-    atomic.write_bytes(layout.build_path(cache, dataset), to_bytes(record))
+    """Note what the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}.
+
+    Under "presets" the stages of the last build with every preset are kept: what one of them reaches is no waste.
+    """
+    path = layout.build_path(cache, dataset)
+    presets = layout.load_build(cache, dataset)["presets"] if path.exists() else {}
+    merged = {**record, "presets": {**presets, record["preset"]: record["stages"]}}
+    layout.check_build(merged)
+    atomic.write_bytes(path, to_bytes(merged))
 
 
 class ShardBuilder:

@@ -199,7 +199,11 @@ def test_builds(tmp_path: Path) -> None:
     layout.init_cache(tmp_path)
     record = {"preset": "small", "stages": {"semantic": KEY}, "time": "now"}
     write_build(tmp_path, "ma-52", record)
-    assert layout.load_build(tmp_path, "ma-52") == record
+    assert layout.load_build(tmp_path, "ma-52") == {**record, "presets": {"small": record["stages"]}}
+    for preset, key in (("large", "1" * 64), ("large", "2" * 64)):
+        write_build(tmp_path, "ma-52", {"preset": preset, "stages": {"semantic": key}})
+    kept = {"small": {"semantic": KEY}, "large": {"semantic": "2" * 64}}  # of every preset, the last
+    assert layout.load_build(tmp_path, "ma-52")["presets"] == kept
     with pytest.raises(UserError, match=r"imigue\.json is missing.*bmoe-cache build"):
         layout.load_build(tmp_path, "imigue")
     for name in ("../cache", ".x", "a/b", ""):
@@ -207,9 +211,11 @@ def test_builds(tmp_path: Path) -> None:
             write_build(tmp_path, name, record)
     with pytest.raises(ValueError, match="is not a stage and its key"):
         write_build(tmp_path, "ma-52", {"preset": "small", "stages": {"semantic": "../../x"}})
-    edit(tmp_path / "builds" / "ma-52.json", stages={"../x": KEY})
-    with pytest.raises(UserError, match=r"ma-52\.json is damaged"):
-        layout.load_build(tmp_path, "ma-52")
+    for wrong in ({"stages": {"../x": KEY}}, {"presets": {"small": {"semantic": KEY[:16]}}}):
+        edit(tmp_path / "builds" / "ma-52.json", **{**layout.load_build(tmp_path, "ma-52"), **wrong})
+        with pytest.raises(UserError, match=r"ma-52\.json is damaged"):
+            layout.load_build(tmp_path, "ma-52")
+        edit(tmp_path / "builds" / "ma-52.json", stages={}, presets={})
 
 
 def test_quarantine_file(tmp_path: Path) -> None:

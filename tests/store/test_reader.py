@@ -195,7 +195,12 @@ def test_views_outlive_their_reader_and_its_file(tmp_path: Path) -> None:
 def test_builds(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)
     write_build(tmp_path, "demo", {"preset": "small", "stages": {"semantic": stage.key}})
-    assert Cache(tmp_path).builds("demo") == {"preset": "small", "stages": {"semantic": stage.key}}
+    stages = {"semantic": stage.key}
+    assert Cache(tmp_path).builds("demo") == {
+        "preset": "small",
+        "stages": stages,
+        "presets": {"small": stages},
+    }
     assert json.loads((tmp_path / "builds" / "demo.json").read_text())["preset"] == "small"
     assert len(ARRAYS) == len(reader_of(stage).arrays)
 
