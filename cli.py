@@ -253,10 +253,9 @@ def _build(
     from pipeline.presets import load_recipe
     from pipeline.run.build import build as run_build
     from pipeline.run.build import plan_record
-    from pipeline.spec import STAGES
 
     recipe = load_recipe(preset, weights, overrides)
-    result = run_build(cache, dataset, recipe, stages or STAGES, listener(as_json), workers)
+    result = run_build(cache, dataset, recipe, stages, listener(as_json), workers)
     record = {
         **plan_record(result.before),
         "clips": asdict(result.clips),

@@ -79,6 +79,10 @@ class Clip:
         """The file that addresses the clip: the video, else the skeleton file ("" for a row with neither)."""
         return self.video_path or self.skeleton_path or ""
 
+    def path(self, source: str) -> str | None:
+        """The file that stages reading `source` (video or skeleton) read."""
+        return self.video_path if source == "video" else self.skeleton_path
+
 
 # Column -> type. "word" is a string from a small set (dictionary-encoded in Parquet).
 COLUMNS = {
@@ -118,34 +122,31 @@ def check_dataset_name(name: str) -> str:
     return name
 
 
-def clip_key(clip: Clip, media_sha256: str, skeleton_sha256: str | None = None) -> str:
-    """Content address of a clip inside every stage: 64 hex digits.
+def clip_key(clip: Clip, sha256: str, source: str = "video") -> str:
+    """Content address of a clip inside every stage that reads its video, or its skeletons: 64 hex digits.
 
     Args:
         clip: the row.
-        media_sha256: of the file at `clip.media_path`.
-        skeleton_sha256: of the file at `clip.skeleton_path`, for a clip that has a video as well.
+        sha256: of the file at `clip.path(source)`.
+        source: video or skeleton.
 
-    It depends on the bytes of the files, the stream, the frame interval, the box track, and for skeletons the
-    person, so a renamed, relabelled or resplit clip keeps it. A clip from frame None is one from frame 0. The
-    text hashed is the canonical JSON of {media, stream, start, end, track}, with person and skeleton for a clip
-    that has a skeleton file, written out because 100,000 calls of json.dumps take a second.
+    It depends on the bytes of that file and the frame interval; for a video on the stream and the box track, for
+    skeletons on their format and the person. So a renamed, relabelled or resplit clip keeps it, and skeletons
+    that join a video later leave the video's address alone. A clip from frame None is one from frame 0. The text
+    hashed is the canonical JSON of {media, stream, start, end, track} or {media, format, person, start, end},
+    written out because 100,000 calls of json.dumps take a second.
     """
-    for digest in (media_sha256, skeleton_sha256):
-        if digest is not None and not _SHA256.fullmatch(digest):
-            raise ValueError(f"a digest must be 64 lower-case hex digits, got {digest!r}")
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"a digest must be 64 lower-case hex digits, got {sha256!r}")
     end = "null" if clip.end_frame is None else clip.end_frame
-    stream = "null" if clip.stream_index is None else clip.stream_index
     start = clip.start_frame or 0
-    track = "null" if clip.bbox_track is None else canonical_json(clip.bbox_track)
-    person = skeleton = ""
-    if clip.skeleton_path is not None:
-        person = f'"person":{canonical_json(clip.person_id)},'
-        skeleton = f'"skeleton":{canonical_json(skeleton_sha256)},'
-    text = (
-        f'{{"end":{end},"media":"{media_sha256}",{person}{skeleton}"start":{start},'
-        f'"stream":{stream},"track":{track}}}'
-    )
+    if source == "skeleton":
+        form, person = canonical_json(clip.skeleton_format), canonical_json(clip.person_id)
+        text = f'{{"end":{end},"format":{form},"media":"{sha256}","person":{person},"start":{start}}}'
+    else:
+        stream = "null" if clip.stream_index is None else clip.stream_index
+        track = "null" if clip.bbox_track is None else canonical_json(clip.bbox_track)
+        text = f'{{"end":{end},"media":"{sha256}","start":{start},"stream":{stream},"track":{track}}}'
     return hashlib.sha256(text.encode()).hexdigest()
 
 

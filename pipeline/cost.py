@@ -120,6 +120,8 @@ def row_bytes(spec: PipelineSpec, stage: str) -> int | None:
         return round(LABEL_BYTES * sum(spec.segment.label_size))
     if stage == "regions":
         return REGION_BYTES
+    if stage == "skeleton":
+        return 16  # a joint: x, y, z, confidence
     if stage == "motion":
         return _motion_bytes(**_options(spec.motion.model, spec.motion.config))
     return _semantic_bytes(spec.semantic)

@@ -21,10 +21,11 @@ from pipeline.decode.probe import Probe, check_file
 from pipeline.errors import ClipError, UserError
 from pipeline.manifest import manifest_path
 from pipeline.people import crop_box
+from pipeline.skeletons import read_skeletons
 from pipeline.store.atomic import write_bytes
 
 HASH_BLOCK = 1 << 20  # bytes
-MEDIA_VERSION = "1"
+MEDIA_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Media:
     """One file. `code` is set when no clip of it can be used, with the reason in `error`.
 
     n_frames is an estimate (packets that should become frames); the frames of a clip are known once decoded.
-    Width and height are of the upright picture. A file that exists but is no usable video keeps its digest.
+    Width and height are of the upright picture. Of a skeleton file n_frames is exact, and points are its persons
+    x joints. A file that exists but cannot be used keeps its digest.
     """
 
     path: str  # as the manifest spells it, relative to the dataset's root
@@ -44,6 +46,7 @@ class Media:
     fps_den: int | None = None
     width: int | None = None
     height: int | None = None
+    points: int | None = None
     code: str | None = None  # E_MISSING_FILE, E_NOT_A_FILE, E_EMPTY_FILE, E_UNREADABLE, E_NOT_A_VIDEO, ...
     error: str | None = None
 
@@ -74,16 +77,19 @@ def scan(
     *,
     timeout_s: float = 60.0,
     index: Path | None = None,
+    skeletons: Mapping[str, str | None] = {},
 ) -> dict[str, Media]:
-    """Hash and probe the files at `paths`, relative to root: one entry per distinct path, in order.
+    """Hash and probe the videos at `paths`, relative to root: one entry per distinct path, in order.
 
     A file whose size and modification time equal those in `known`, and which had no error, is not read again.
     Nothing about a file raises: its problem is in `code` and `error`. Probing happens in processes that are
     killed after timeout_s without an answer. on_progress gets (files done, files in all); index is where
-    probing leaves the frame indices of long recordings.
+    probing leaves the frame indices of long recordings; skeletons are skeleton files with their formats, which
+    come after the videos.
     """
-    table: dict[str, Media | None] = dict.fromkeys(paths)
+    table: dict[str, Media | None] = dict.fromkeys([*paths, *skeletons])
     todo: list[tuple[str, Path, os.stat_result]] = []
+    poses: list[tuple[str, Path, os.stat_result]] = []
     done = 0
 
     def advance() -> None:
@@ -106,7 +112,7 @@ def scan(
             table[path] = Media(path, 0, 0, code=error.code, error=error.message)
             advance()
             continue
-        todo.append((path, file, status))
+        (poses if path in skeletons else todo).append((path, file, status))
     hashers = ThreadPoolExecutor(workers, thread_name_prefix="hash")
     try:
         with DecodePool(workers, timeout_s, index=index) as pool:
@@ -115,6 +121,9 @@ def scan(
             for (path, _, status), digest, (_, facts) in zip(todo, digests, probes, strict=True):
                 table[path] = _media(path, status, digest, facts)
                 advance()
+        for path, file, status in poses:
+            table[path] = _skeleton_media(path, file, status, skeletons[path])
+            advance()
     finally:
         hashers.shutdown(cancel_futures=True)
     return {path: media for path, media in table.items() if media}
@@ -219,3 +228,14 @@ def _media(path: str, status: os.stat_result, digest: str | ClipError, facts: Pr
     return Media(
         path, size, mtime_ns, sha256, facts.packets, facts.fps_num, facts.fps_den, facts.width, facts.height
     )
+
+
+def _skeleton_media(path: str, file: Path, status: os.stat_result, form: str | None) -> Media:
+    digest = _digest(file)
+    sha256 = None if isinstance(digest, ClipError) else digest
+    try:
+        frames, persons, joints = read_skeletons(file, form).confidence.shape
+    except ClipError as error:
+        return Media(path, status.st_size, status.st_mtime_ns, sha256, code=error.code, error=error.message)
+    points = max(persons, 1) * joints
+    return Media(path, status.st_size, status.st_mtime_ns, sha256, frames, points=points)

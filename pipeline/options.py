@@ -89,6 +89,15 @@ class RunOptions(Options):
     compile: bool = False  # torch.compile, the code kept beside the cache: docs/performance.md
 
 
+class SkeletonOptions(Options):
+    """Nothing to choose: joints are kept as the files have them."""
+
+
+class SkeletonPreset(Options):
+    skeleton: SkeletonOptions
+    run: RunOptions = RunOptions()
+
+
 class Preset(Options):
     segment: SegmentOptions
     regions: RegionsOptions = RegionsOptions()

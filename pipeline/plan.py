@@ -5,13 +5,21 @@ A plan is data: the runner executes it, the command line prints it. Neither torc
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import Clip, Manifest, clip_key
 from pipeline.media import Media
-from pipeline.spec import MotionSpec, PipelineSpec, SegmentSpec, SemanticSpec, StageSpec, canonical_json
+from pipeline.spec import (
+    MotionSpec,
+    PipelineSpec,
+    SegmentSpec,
+    SemanticSpec,
+    SkeletonSpec,
+    StageSpec,
+    canonical_json,
+)
 from pipeline.store.layout import build_path, committed_keys, load_build
 from pipeline.store.writer import Stage, open_stage
 
@@ -21,11 +29,15 @@ UNKNOWN_FRAMES = 300
 
 @dataclass(frozen=True, slots=True)
 class ClipTask:
-    """One clip to compute: its content address, where it lies, and how many frames its header promises."""
+    """One clip to compute: its content address, where it lies, and how many frames its header promises.
+
+    `points` are the persons x joints of a skeleton file.
+    """
 
     key: str
     clip: Clip
     frames: int
+    points: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,8 +89,10 @@ class StageContents:
     quarantined: frozenset[str]
 
 
-def rows_of(spec: StageSpec, frames: int) -> int:
-    """Rows a clip of so many frames takes in a stage."""
+def rows_of(spec: StageSpec, frames: int, points: int = 1) -> int:
+    """Rows a clip of so many frames takes in a stage; of skeletons, at most."""
+    if isinstance(spec, SkeletonSpec):
+        return frames * points
     if isinstance(spec, SemanticSpec):
         return spec.window_count(frames)
     if isinstance(spec, MotionSpec):
@@ -87,9 +101,9 @@ def rows_of(spec: StageSpec, frames: int) -> int:
     return -(-max(frames, 1) // stride)
 
 
-def stage_rows(spec: PipelineSpec, stage: str, frames: int) -> int:
+def stage_rows(spec: PipelineSpec, stage: str, frames: int, points: int = 1) -> int:
     """rows_of, where the regions stage has a row for every segmented frame."""
-    return rows_of(getattr(spec, "segment" if stage == "regions" else stage), frames)
+    return rows_of(getattr(spec, "segment" if stage == "regions" else stage), frames, points)
 
 
 def contents(stage: Stage | None) -> StageContents:
@@ -101,17 +115,26 @@ def contents(stage: Stage | None) -> StageContents:
     return StageContents(done, refused - done)
 
 
-def clip_tasks(manifest: Manifest, media: Mapping[str, Media]) -> dict[str, ClipTask]:
+def with_source(manifest: Manifest, source: str) -> Manifest:
+    """The clips that have a video, or those that have skeletons: stages of the other kind leave them alone."""
+    clips = tuple(clip for clip in manifest.clips if clip.path(source))
+    return manifest if len(clips) == len(manifest.clips) else replace(manifest, clips=clips)
+
+
+def clip_tasks(
+    manifest: Manifest, media: Mapping[str, Media], source: str = "video"
+) -> dict[str, ClipTask]:
     """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
     tasks = {}
     for clip in manifest.clips:
-        file = media.get(clip.media_path)
+        file = media.get(clip.path(source) or "")
         if file is None or file.sha256 is None or file.code is not None:
             continue
         whole = file.n_frames or UNKNOWN_FRAMES
         end = whole if clip.end_frame is None else min(clip.end_frame, whole)
         frames = max(end - (clip.start_frame or 0), 1)
-        tasks[clip.clip_id] = ClipTask(clip_key(clip, file.sha256), clip, frames)
+        key = clip_key(clip, file.sha256, source)
+        tasks[clip.clip_id] = ClipTask(key, clip, frames, file.points or 1)
     return tasks
 
 
@@ -120,15 +143,16 @@ def count_clips(
     media: Mapping[str, Media],
     tasks: Mapping[str, ClipTask],
     holds: Mapping[str, StageContents],
+    source: str = "video",
 ) -> Counts:
-    """Account for every row of the manifest over the given stages."""
+    """Account for every row of the manifest over the given stages, which read `source`."""
     refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
     complete = frozenset[str].intersection(*(held.done for held in holds.values())) if holds else frozenset()
     done = quarantined = 0
     for clip in manifest.clips:
         task = tasks.get(clip.clip_id)
         if task is None:
-            file = media.get(clip.media_path)
+            file = media.get(clip.path(source) or "")
             quarantined += file is not None and file.code is not None
         elif task.key in refused:
             quarantined += 1
@@ -146,14 +170,15 @@ def make_plan(
     stages: Sequence[str],
     shard_clips: int,
 ) -> Plan:
-    """Plan the given stages of a preset for a dataset.
+    """Plan the given stages of a preset for the clips of a dataset that have what they read.
 
     A clip refused by an upstream stage is not tried downstream; clips with equal content are computed once.
     """
     specs = spec.stages()
+    manifest = with_source(manifest, spec.source)
     open_stages = {name: open_stage(cache, name, specs[name].key) for name in specs}
     holds = {name: contents(stage) for name, stage in open_stages.items()}
-    tasks = clip_tasks(manifest, media)
+    tasks = clip_tasks(manifest, media, spec.source)
     unique: dict[str, ClipTask] = {}
     for task in tasks.values():
         unique.setdefault(task.key, task)
@@ -166,7 +191,7 @@ def make_plan(
     for name in stages:
         held = holds[name]
         state, why = _judge(cache, specs[name], held.done, missing[name], known, previous.get(name))
-        rows = sum(stage_rows(spec, name, unique[key].frames) for key in missing[name])
+        rows = sum(stage_rows(spec, name, unique[key].frames, unique[key].points) for key in missing[name])
         mine = [task.key for task in tasks.values()]
         done = sum(key in held.done for key in mine)
         pending = sum(key in missing[name] for key in mine)
@@ -176,7 +201,7 @@ def make_plan(
             )
         )
     wanted = {name: holds[name] for name in stages}
-    counts = count_clips(manifest, media, tasks, wanted)
+    counts = count_clips(manifest, media, tasks, wanted, spec.source)
     return Plan(manifest.dataset, spec.preset, counts, tuple(plans), tuple(groups))
 
 
@@ -203,7 +228,9 @@ def _group(
     wanted = frozenset[str]().union(*missing.values())
     for task in (task for key, task in tasks.items() if key in wanted):
         needs = {
-            name: stage_rows(spec, name, task.frames) for name, lacks in missing.items() if task.key in lacks
+            name: stage_rows(spec, name, task.frames, task.points)
+            for name, lacks in missing.items()
+            if task.key in lacks
         }
         overfull = any(
             stage is not None and rows[name] and rows[name] + needs[name] > stage.shard_rows
@@ -222,7 +249,11 @@ def _group(
 def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple: int) -> int:
     """Rows of a new stage's shards: what the fullest group needs, rounded up to whole chunks."""
     needed = max(
-        sum(stage_rows(spec, stage, task.frames) for task in group.clips if task.key in group.missing[stage])
+        sum(
+            stage_rows(spec, stage, task.frames, task.points)
+            for task in group.clips
+            if task.key in group.missing[stage]
+        )
         for group in groups
         if stage in group.missing
     )

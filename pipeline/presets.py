@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pipeline.encoders.digests import file_sha256
 from pipeline.encoders.weights import Weights, parse_entries, resolve_weights, weights_digest, weights_entry
 from pipeline.errors import UserError
-from pipeline.options import Preset, RunOptions, TokenOptions
-from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec
+from pipeline.options import Preset, RunOptions, SkeletonPreset, TokenOptions
+from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec, SkeletonSpec
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "presets"
 DEFAULT = "base"
@@ -36,7 +36,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
+def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset | SkeletonPreset:
     """The options of a preset by name, or of a YAML file by path, with overrides such as `regions.padding=0.15`.
 
     Raises UserError naming the file and the field.
@@ -53,7 +53,9 @@ def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset:
             _lay_over(values, override)
         if isinstance(values, dict) and isinstance(values.get("weights"), dict):
             values["weights"] = parse_entries(values["weights"], path)
-        return Preset.model_validate(values)
+        skeletons = isinstance(values, dict) and "skeleton" in values
+        model: type[Preset] | type[SkeletonPreset] = SkeletonPreset if skeletons else Preset
+        return model.model_validate(values)
     except (ValidationError, yaml.YAMLError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
@@ -76,8 +78,10 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
     values[leaf] = yaml.safe_load(text)
 
 
-def wanted_weights(preset: Preset) -> dict[str, Weights]:
+def wanted_weights(preset: Preset | SkeletonPreset) -> dict[str, Weights]:
     """Stage -> the entry of its weights. Raises UserError for an unknown one."""
+    if isinstance(preset, SkeletonPreset):
+        return {}
     return {
         stage: weights_entry(getattr(preset, stage).weights, preset.weights)
         for stage in ("segment", "semantic", "motion")
@@ -154,9 +158,11 @@ def unweighted_spec(name: str, overrides: Sequence[str] = ()) -> PipelineSpec:
 
 
 def _linked(
-    name: str, preset: Preset, entries: Mapping[str, Weights], digests: Mapping[str, str]
+    name: str, preset: Preset | SkeletonPreset, entries: Mapping[str, Weights], digests: Mapping[str, str]
 ) -> tuple[PipelineSpec, Path | None]:
     """The specs of a preset, and the file of its tokens' projection."""
+    if isinstance(preset, SkeletonPreset):
+        return PipelineSpec(name, (SkeletonSpec(),)), None
     from pipeline.encoders.preprocess import normalisation
     from pipeline.regions import load_parts
 
@@ -201,7 +207,7 @@ def _linked(
         crop=preset.motion.crop,
         precision=preset.motion.precision,
     )
-    return PipelineSpec(name, segment, regions, semantic, motion), projection
+    return PipelineSpec(name, (segment, regions, semantic, motion)), projection
 
 
 def _tokens(options: TokenOptions | None) -> tuple[dict[str, Any] | None, Path | None]:

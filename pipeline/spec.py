@@ -8,8 +8,13 @@ comments never enter, so a key changes exactly when the output could.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+from pipeline.errors import UserError
+
+Spec = TypeVar("Spec", bound="StageSpec")
 
 REGIONS = ("head", "body", "upper_limb", "lower_limb")
 VIEWS = ("full", *REGIONS)
@@ -36,6 +41,7 @@ class StageSpec:
 
     stage: ClassVar[str]
     version: ClassVar[int]
+    source: ClassVar[str] = "video"  # the file of a clip that it reads, and addresses it by
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides the output, as JSON values."""
@@ -133,15 +139,57 @@ class MotionSpec(StageSpec):
 
 
 @dataclass(frozen=True)
+class SkeletonSpec(StageSpec):
+    """The joints of skeleton files as they are."""
+
+    stage: ClassVar[str] = "skeleton"
+    version: ClassVar[int] = 1
+    source: ClassVar[str] = "skeleton"
+
+
+@dataclass(frozen=True)
 class PipelineSpec:
-    """The four stages of one preset, keys linked."""
+    """The stages of one preset, upstream first, keys linked: the four of videos, or that of skeletons alone."""
 
     preset: str
-    segment: SegmentSpec
-    regions: RegionsSpec
-    semantic: SemanticSpec
-    motion: MotionSpec
+    specs: tuple[StageSpec, ...]
 
     def stages(self) -> dict[str, StageSpec]:
         """Stage name -> spec, upstream first."""
-        return {name: getattr(self, name) for name in STAGES}
+        return {spec.stage: spec for spec in self.specs}
+
+    def replaced(self, spec: StageSpec) -> "PipelineSpec":
+        """With another spec of that stage; the keys of others do not follow."""
+        return replace(self, specs=tuple(spec if old.stage == spec.stage else old for old in self.specs))
+
+    @property
+    def source(self) -> str:
+        """What its stages read: video or skeleton."""
+        return self.specs[0].source
+
+    # Cached, and not __getattr__: a plan of 100,000 clips asks often, and types stay known.
+    @cached_property
+    def segment(self) -> SegmentSpec:
+        return self._of(SegmentSpec)
+
+    @cached_property
+    def regions(self) -> RegionsSpec:
+        return self._of(RegionsSpec)
+
+    @cached_property
+    def semantic(self) -> SemanticSpec:
+        return self._of(SemanticSpec)
+
+    @cached_property
+    def motion(self) -> MotionSpec:
+        return self._of(MotionSpec)
+
+    @cached_property
+    def skeleton(self) -> SkeletonSpec:
+        return self._of(SkeletonSpec)
+
+    def _of(self, kind: type[Spec]) -> Spec:
+        for spec in self.specs:
+            if isinstance(spec, kind):
+                return spec
+        raise UserError(f"preset '{self.preset}' has no stage {kind.stage}; it has {', '.join(self.stages())}")

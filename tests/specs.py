@@ -13,4 +13,4 @@ def pipeline_spec(padding: float = 0.1, stride: int = 2, segment_weights: str = 
     reads = {"segment": segment.key, "regions": regions.key}
     semantic = SemanticSpec(reads=reads, model="videomaev2", config={"depth": 1}, weights="b" * 64, stride=8)
     motion = MotionSpec(model="manet", config={"width": 16}, weights="c" * 64, short_side=96, crop=96)
-    return PipelineSpec("test", segment, regions, semantic, motion)
+    return PipelineSpec("test", (segment, regions, semantic, motion))

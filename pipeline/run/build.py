@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,13 @@ from pipeline.manifest import Manifest, manifest_path, read_manifest
 from pipeline.media import Media, index_folder, media_path, read_media, scan, write_media
 from pipeline.plan import Counts, Group, Plan, contents, make_plan, shard_rows
 from pipeline.presets import Recipe
-from pipeline.spec import STAGES
 from pipeline.store.layout import build_path, check_cache, load_build
 from pipeline.store.records import QuarantineEntry
 from pipeline.store.writer import ShardBuilder, Stage, create_stage, open_stage, write_build
 
 if TYPE_CHECKING:  # both import torch, and planning must not
     from pipeline.run.engine import Engine
+    from pipeline.stages.skeleton import SkeletonEngine
     from pipeline.stages.work import Work
 
 
@@ -48,13 +48,20 @@ def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int =
             f"{manifest.root} is not there (root of dataset '{manifest.dataset}'); mount it, or import again "
             f"with `bmoe-cache dataset import {manifest.dataset} --root DIR`"
         )
-    wanted = sorted({clip.media_path for clip in manifest.clips})
+    videos = {clip.video_path for clip in manifest.clips if clip.video_path}
+    skeletons = {clip.skeleton_path: clip.skeleton_format for clip in manifest.clips if clip.skeleton_path}
 
     def progress(done: int, total: int) -> None:
         listen(Event("step", "reading files", done, total))
 
     media = scan(
-        manifest.root, wanted, known, workers=workers, on_progress=progress, index=index_folder(cache)
+        manifest.root,
+        sorted(videos),
+        known,
+        workers=workers,
+        on_progress=progress,
+        index=index_folder(cache),
+        skeletons=dict(sorted(skeletons.items())),
     )
     if media != known:
         write_media(path, media)
@@ -65,12 +72,23 @@ def plan_dataset(
     cache: Path,
     dataset: str,
     recipe: Recipe,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
     listen: Listener = lambda _: None,
 ) -> tuple[Plan, Manifest, dict[str, Media]]:
-    """Read the files of a dataset and plan the given stages."""
+    """Read the files of a dataset and plan the given stages (None: all of the preset).
+
+    Raises UserError when the preset lacks one of them, or no clip has what they read.
+    """
     check_cache(cache)
+    has = recipe.spec.stages()
+    stages = tuple(has) if stages is None else stages
+    if other := [stage for stage in stages if stage not in has]:
+        raise UserError(f"preset '{recipe.spec.preset}' has no stage {other[0]}; it has {', '.join(has)}")
     manifest = read_manifest(manifest_path(cache, dataset))
+    source = recipe.spec.source
+    if not any(clip.path(source) for clip in manifest.clips):
+        other_way = "with --preset skeleton" if source == "video" else "with a preset of encoders"
+        raise UserError(f"'{dataset}' has no clip with a {source}; build it {other_way}")
     media = read_files(cache, manifest, listen)
     plan = make_plan(cache, manifest, media, recipe.spec, stages, recipe.run.shard_clips)
     return plan, manifest, media
@@ -80,23 +98,22 @@ def build(
     cache: Path,
     dataset: str,
     recipe: Recipe,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
     listen: Listener = lambda _: None,
     workers: int = 2,
 ) -> BuildResult:
-    """Compute the given stages of a dataset; clips that cannot be used are quarantined and the build goes on.
+    """Compute the given stages of a dataset (None: all of the preset); clips that cannot be used are quarantined and the build goes on.
 
     Raises UserError when the stages need part labels that no segment run has made.
     """
     plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
+    stages = [stage.stage for stage in plan.stages]
     _check_labels(plan, cache, recipe)
     _record(cache, dataset, recipe, {})
     before, computed, seconds = plan, dict.fromkeys(stages, 0), {}
     if plan.groups:
-        from pipeline.run.engine import Engine  # torch and the encoders, only when there is work
-
         needed = {stage for group in plan.groups for stage in group.missing}
-        with Engine(cache, manifest.root, recipe, needed, workers, listen) as engine:
+        with _engine(cache, manifest.root, recipe, needed, workers, listen) as engine:
             total = sum(len(group.clips) for group in plan.groups)
             done = 0
             rows = dict.fromkeys(stages, 0)
@@ -124,6 +141,19 @@ def build(
     return BuildResult(before, plan.clips, computed, seconds)
 
 
+def _engine(
+    cache: Path, root: Path, recipe: Recipe, needed: Collection[str], workers: int, listen: Listener
+) -> "Engine | SkeletonEngine":
+    """Imported only when there is work: torch and the encoders take seconds."""
+    if recipe.spec.source == "skeleton":
+        from pipeline.stages.skeleton import SkeletonEngine
+
+        return SkeletonEngine(root)
+    from pipeline.run.engine import Engine
+
+    return Engine(cache, root, recipe, needed, workers, listen)
+
+
 def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
     planned = {stage.stage for stage in plan.stages}
     if "segment" in planned or not planned & {"regions", "semantic"}:
@@ -142,7 +172,7 @@ def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
         )
 
 
-def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine") -> dict[str, Stage]:
+def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine | SkeletonEngine") -> dict[str, Stage]:
     """Make the folders of the stages to write; a new stage gets shards that hold its fullest group."""
     stages = {}
     specs = recipe.spec.stages()
@@ -159,7 +189,7 @@ def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine") -> d
 
 
 def run_group(
-    engine: "Engine",
+    engine: "Engine | SkeletonEngine",
     group: Group,
     targets: Mapping[str, Stage],
     computed: dict[str, int],
@@ -202,9 +232,14 @@ def _keep(work: "Work", stage: str, builder: ShardBuilder, target: Stage) -> int
 
 
 def _record(cache: Path, dataset: str, recipe: Recipe, measured: Mapping[str, dict[str, Any]]) -> None:
-    """Note the keys of this build, and what it measured of each stage it computed; earlier rates stay."""
-    rates = load_build(cache, dataset).get("rates", {}) if build_path(cache, dataset).exists() else {}
-    stages = {name: spec.key for name, spec in recipe.spec.stages().items()}
+    """Note the keys of this build, and what it measured of each stage it computed; earlier rates stay.
+
+    So do the keys of stages this preset does not have: a dataset may be built from its videos, and from its
+    skeletons.
+    """
+    before = load_build(cache, dataset) if build_path(cache, dataset).exists() else {}
+    rates = before.get("rates", {})
+    stages = before.get("stages", {}) | {name: spec.key for name, spec in recipe.spec.stages().items()}
     rates |= {name: {**rate, "key": stages.get(name)} for name, rate in measured.items()}
     write_build(cache, dataset, {"preset": recipe.spec.preset, "stages": stages, "rates": rates})
 

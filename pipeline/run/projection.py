@@ -95,7 +95,7 @@ def fit_projection(
         views=tuple(options["views"]),
         tokens={**options, "width": None, "projection": None},
     )
-    whole = replace(recipe, spec=replace(recipe.spec, semantic=semantic), projection=None)
+    whole = replace(recipe, spec=recipe.spec.replaced(semantic), projection=None)
     _, manifest, media = plan_dataset(cache, dataset, whole, (), listen)
     tasks = _train_tasks(dataset, clip_tasks(manifest, media).values(), clips)
     missing = _missing(cache, dataset, whole, tasks)

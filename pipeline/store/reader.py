@@ -35,17 +35,20 @@ class Cache:
 
         return read_manifest(manifest_path(self.root, name))
 
-    def clip_keys(self, name: str) -> dict[str, str]:
-        """clip_id -> clip_key of a dataset; clips whose file has no hash (missing, empty) are left out."""
+    def clip_keys(self, name: str, source: str = "video") -> dict[str, str]:
+        """clip_id -> clip_key of a dataset for stages that read `source` (video or skeleton).
+
+        Clips without such a file, or whose file has no hash (missing, empty), are left out.
+        """
         from pipeline.manifest import clip_key, manifest_path
         from pipeline.media import read_media
 
         media = read_media(manifest_path(self.root, name).with_suffix(".media.parquet"))
         hashes = {path: entry.sha256 for path, entry in media.items()}
         return {
-            clip.clip_id: clip_key(clip, sha256)
+            clip.clip_id: clip_key(clip, sha256, source)
             for clip in self.dataset(name).clips
-            if (sha256 := hashes.get(clip.media_path)) is not None
+            if (sha256 := hashes.get(clip.path(source) or "")) is not None
         }
 
     def builds(self, name: str) -> dict[str, Any]:

@@ -397,11 +397,11 @@ def test_clip_key_of_a_person_and_of_a_skeleton() -> None:
     track = ((3, 0.0, 0.5, 10.0, 20.0), (9, 1.0, 0.5, 11.0, 20.0))
     facts = {"media": SHA, "stream": None, "start": 0, "end": None}
     assert clip_key(clip(bbox_track=track, person_id="left"), SHA) == digest({**facts, "track": track})
-    posed = clip(skeleton_path="a.skeleton", person_id="left")
-    other = hashlib.sha256(b"skeleton").hexdigest()
-    wanted = {**facts, "track": None, "person": "left", "skeleton": other}
-    assert clip_key(posed, SHA, other) == digest(wanted)
-    assert clip_key(replace(posed, skeleton_path="renamed.skeleton"), SHA, other) == digest(wanted)
+    posed = clip(skeleton_path="a.skeleton", skeleton_format="ntu_skeleton", person_id="left")
+    assert clip_key(posed, SHA) == digest({**facts, "track": None})
+    wanted = {"media": SHA, "format": "ntu_skeleton", "person": "left", "start": 0, "end": None}
+    assert clip_key(posed, SHA, "skeleton") == digest(wanted)
+    assert clip_key(replace(posed, skeleton_path="renamed.skeleton"), SHA, "skeleton") == digest(wanted)
 
 
 @pytest.mark.parametrize(
