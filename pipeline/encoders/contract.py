@@ -52,7 +52,7 @@ class WindowEncoder(Protocol):
     Attributes:
         input_shape: (3, T, H, W) of one window.
         feature_dim: D.
-        token_shape: (T', H', W') of the token map, T' = T / 2.
+        token_shape: (T', H', W') of the token map; T' = T / 2 where a token spans two frames.
     """
 
     input_shape: tuple[int, int, int, int]
