@@ -121,9 +121,7 @@ def with_source(manifest: Manifest, source: str) -> Manifest:
     return manifest if len(clips) == len(manifest.clips) else replace(manifest, clips=clips)
 
 
-def clip_tasks(
-    manifest: Manifest, media: Mapping[str, Media], source: str = "video"
-) -> dict[str, ClipTask]:
+def clip_tasks(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> dict[str, ClipTask]:
     """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
     tasks = {}
     for clip in manifest.clips:

@@ -102,9 +102,9 @@ def build(
     listen: Listener = lambda _: None,
     workers: int = 2,
 ) -> BuildResult:
-    """Compute the given stages of a dataset (None: all of the preset); clips that cannot be used are quarantined and the build goes on.
+    """Compute the given stages of a dataset (None: all of the preset).
 
-    Raises UserError when the stages need part labels that no segment run has made.
+    Clips that cannot be used are quarantined and the build goes on. Raises UserError when the stages need part labels that no segment run has made.
     """
     plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
     stages = [stage.stage for stage in plan.stages]
