@@ -192,4 +192,5 @@ class PipelineSpec:
         for spec in self.specs:
             if isinstance(spec, kind):
                 return spec
-        raise UserError(f"preset '{self.preset}' has no stage {kind.stage}; it has {', '.join(self.stages())}")
+        stages = ", ".join(self.stages())
+        raise UserError(f"preset '{self.preset}' has no stage {kind.stage}; it has {stages}")

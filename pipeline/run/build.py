@@ -104,7 +104,8 @@ def build(
 ) -> BuildResult:
     """Compute the given stages of a dataset (None: all of the preset).
 
-    Clips that cannot be used are quarantined and the build goes on. Raises UserError when the stages need part labels that no segment run has made.
+    Clips that cannot be used are quarantined and the build goes on. Raises UserError when the stages need part
+    labels that no segment run has made.
     """
     plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
     stages = [stage.stage for stage in plan.stages]
@@ -172,7 +173,9 @@ def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
         )
 
 
-def open_targets(cache: Path, recipe: Recipe, plan: Plan, engine: "Engine | SkeletonEngine") -> dict[str, Stage]:
+def open_targets(
+    cache: Path, recipe: Recipe, plan: Plan, engine: "Engine | SkeletonEngine"
+) -> dict[str, Stage]:
     """Make the folders of the stages to write; a new stage gets shards that hold its fullest group."""
     stages = {}
     specs = recipe.spec.stages()

@@ -3,15 +3,17 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline.errors import ClipError
 from pipeline.plan import ClipTask
 from pipeline.regions import Boxes
 from pipeline.store.layout import ArraySpec
+
+if TYPE_CHECKING:  # skeletons need none
+    import torch
 
 
 @dataclass
@@ -35,13 +37,15 @@ class Work:
     boxes: Boxes | None = None
     written: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = field(default_factory=dict)
     error: tuple[str, ClipError] | None = None  # (stage, what)
-    _there: torch.Tensor | None = None  # the frames on the GPU
+    _there: "torch.Tensor | None" = None  # the frames on the GPU
 
-    def upload(self, device: torch.device, stream: torch.cuda.Stream) -> None:
+    def upload(self, device: "torch.device", stream: "torch.cuda.Stream") -> None:
         """Take the frames to a GPU on a stream of its own, and wait until they are there.
 
         Where they find no room, frames_on tries again when earlier clips have made some.
         """
+        import torch
+
         if self.frames is None:
             return
         with torch.cuda.stream(stream), contextlib.suppress(torch.OutOfMemoryError):
@@ -49,8 +53,10 @@ class Work:
             stream.synchronize()
             self._there = there
 
-    def frames_on(self, device: torch.device, index: np.ndarray | None = None) -> torch.Tensor:
+    def frames_on(self, device: "torch.device", index: np.ndarray | None = None) -> "torch.Tensor":
         """The frames, or those of an index, as uint8 [F, H, W, 3] on a device; on the CPU all without a copy."""
+        import torch
+
         if self._there is not None:
             # Its memory belongs to the uploading stream, which must not reuse it before this one has read it.
             self._there.record_stream(torch.cuda.current_stream(device))
