@@ -29,7 +29,7 @@ def arrays() -> list[ArraySpec]:
 
 
 class SkeletonEngine(AbstractContextManager["SkeletonEngine"]):
-    """What `Engine` is to encoders, for the one stage that reads skeleton files. No encoder, no decode worker."""
+    """What `Engine` is to encoders, for the one stage that reads skeleton files. No torch, no decode worker."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
