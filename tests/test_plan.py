@@ -50,6 +50,12 @@ def commit(cache: Path, spec: PipelineSpec, plan, stages: tuple[str, ...] = STAG
     write_build(cache, "test", {"preset": "test", "stages": {n: s.key for n, s in spec.stages().items()}})
 
 
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk: plans are what is tested here."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     init_cache(tmp_path / "cache")

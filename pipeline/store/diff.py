@@ -63,7 +63,8 @@ def diff(first: Path, second: Path, listen: Listener = silent) -> dict[str, Any]
     if not names:
         raise UserError(f"{first} and {second} have no array in common that has rows of one shape")
     both = [key for key in a.clips if key in b.clips]
-    alike, other = [], []
+    alike: list[str] = []
+    other: list[str] = []
     for key in both:
         (alike if a.clips[key].n_rows == b.clips[key].n_rows else other).append(key)
     distances = {name: _Distance() for name in names}

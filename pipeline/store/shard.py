@@ -192,7 +192,7 @@ def decode_shard(spec: ArraySpec, shard_rows: int, file: bytes | mmap.mmap) -> n
 
 def checksum(rows: np.ndarray | CompressedRows, start: int, stop: int) -> int:
     """CRC-32 of the bytes that store rows start to stop of an open shard."""
-    return zlib.crc32(rows.stored(start, stop) if isinstance(rows, CompressedRows) else rows[start:stop])
+    return zlib.crc32(rows.stored(start, stop) if isinstance(rows, CompressedRows) else rows[start:stop].data)
 
 
 # ---------------------------------------------------------------------------------------------- metadata

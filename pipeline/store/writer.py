@@ -208,7 +208,7 @@ class ShardBuilder:
         start, plain_facts = self._rows, json.loads(canonical_json(facts))
         for name, (_, shard_rows) in self._raw.items():
             shard_rows[start : start + n] = rows[name]
-            self._sums[name].append(zlib.crc32(shard_rows[start : start + n]))
+            self._sums[name].append(zlib.crc32(shard_rows[start : start + n].data))
         for name, chunks in self._zstd.items():
             new = shard.compress_rows(specs[name], rows[name])
             chunks.extend(new)
