@@ -32,7 +32,7 @@ class VideoMAEHF(nn.Module):
 
     def __init__(self, *, config: Mapping[str, Any]) -> None:
         super().__init__()
-        settings = VideoMAEConfig(**config)
+        settings: Any = VideoMAEConfig(**config)
         self.videomae = VideoMAEModel(settings)
         classifies = "VideoMAEForVideoClassification" in (settings.architectures or ())
         self.feature_dim = settings.hidden_size

@@ -32,7 +32,7 @@ class VJEPA2(nn.Module):
 
     def __init__(self, *, config: Mapping[str, Any], num_frames: int = 16) -> None:
         super().__init__()
-        settings = VJEPA2Config(**config)
+        settings: Any = VJEPA2Config(**config)
         self.encoder = VJEPA2Model(settings).encoder
         self.feature_dim = settings.hidden_size
         self.input_shape = (3, num_frames, settings.crop_size, settings.crop_size)

@@ -90,7 +90,8 @@ def encode_windows(
         windows_of_used = np.searchsorted(used, windows)
         views, there = _views(work, spec, regions, segment_stride, used, size, device)
         views.sub_(mean).div_(std)
-        present = there[:, windows_of_used].any(2).T  # a window has a region when any of its frames has it
+        # A window has a region when any of its frames has it.
+        present = np.asarray(there[:, windows_of_used].any(2)).T
         plans[work.task.key] = (starts, windows, present)
         pairs = np.argwhere(present)
 
@@ -132,9 +133,8 @@ def _views(
     device: torch.device,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """(float32 [views, used, 3, size, size] on the 0-255 scale, bool [views, used] where each is present)."""
-    frames = work.frames_on(device)
-    if len(used) < len(frames):
-        frames = frames[torch.from_numpy(used)]
+    assert work.frames is not None
+    frames = work.frames_on(device, used if len(used) < len(work.frames) else None)
     if spec.needs_regions:
         boxes, kept = carried(work, regions, stride, used)
         masks = torch.from_numpy(kept).to(device) if regions.mask else None
