@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.decode import DecodeJob, DecodePool, Frames, worker
 from pipeline.decode.backends import REORDER
-from pipeline.decode.index import Packet, index_frames
+from pipeline.decode.index import Packet, index_frames, load_index, save_index
 from pipeline.decode.probe import probe
 from pipeline.decode.process import shared_room
 from tests.decode.clips import repeat, write_video
@@ -52,7 +53,7 @@ def moving(number: int, width: int, height: int) -> np.ndarray:
     texture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     left, top = number * 3 % (width - 24), number * 2 % (height - 24)
     rgb[top : top + 24, left : left + 24] = texture
-    rgb[:8, :8] = number * 3
+    rgb[:8, :8] = number * 3 % 256
     return rgb
 
 
@@ -139,22 +140,41 @@ def test_a_long_recording_is_not_decoded_up_to_the_interval(recording: Path, tmp
 
 
 def test_a_recording_is_passed_over_once(recording: Path, tmp_path: Path) -> None:
-    """The next pool reads what the first one kept: shown by a mark in it."""
+    """The next pool reads what the first one kept: shown by a mark in it. A file changed meanwhile is another."""
     folder = tmp_path / "index"
+    touched = Path(shutil.copy(recording, tmp_path / "touched.mp4"))
     with DecodePool(1, index=folder) as pool:
-        assert decode(pool, recording, 20_000, 20_003).warnings == ()
-    [kept] = folder.iterdir()
-    with np.load(kept) as held:
-        arrays = dict(held)
-    arrays["facts"] = np.array(str(arrays["facts"]).replace('"warnings": []', '"warnings": ["W_MARK: kept"]'))
-    np.savez(kept, **arrays)
+        for path in (recording, touched):
+            assert decode(pool, path, 20_000, 20_003).warnings == ()
+    for kept in folder.iterdir():
+        with np.load(kept) as held:
+            arrays = dict(held)
+        arrays["facts"] = np.array(
+            str(arrays["facts"]).replace('"warnings": []', '"warnings": ["W_MARK: kept"]')
+        )
+        np.savez(kept, **arrays)
+    os.utime(touched)
     with DecodePool(1, index=folder) as pool:
         assert decode(pool, recording, 20_000, 20_003).warnings == ("W_MARK: kept",)
-        moved = Path(shutil.copy(recording, tmp_path / "other.mp4"))
-        assert decode(pool, moved, 20_000, 20_003).warnings == ()
-    kept.write_bytes(kept.read_bytes()[:100])
-    with DecodePool(1, index=folder) as pool:
-        assert decode(pool, recording, 20_000, 20_003).warnings == ()
+        assert decode(pool, touched, 20_000, 20_003).warnings == ()
+
+
+def test_a_damaged_index_is_made_again(recording: Path, tmp_path: Path) -> None:
+    file = tmp_path / "index.npz"
+    facts = probe(recording)
+    save_index(file, facts)
+    loaded = load_index(file)
+    assert loaded is not None
+    assert loaded.index is not None
+    assert facts.index is not None
+    assert np.array_equal(loaded.index.pts, facts.index.pts)
+    assert np.array_equal(loaded.index.keys, facts.index.keys)
+    assert replace(loaded, index=None) == replace(facts, index=None)
+    whole = file.read_bytes()
+    for data in (b"", whole[:100], whole[: len(whole) // 2], bytes(len(whole)), b"PK" + whole[2:-9]):
+        file.write_bytes(data)
+        assert load_index(file) is None
+    assert load_index(tmp_path / "none.npz") is None
 
 
 def test_a_worker_remembers_the_views_of_a_scene(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
