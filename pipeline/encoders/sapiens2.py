@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.spec import SegmentSpec
 
 
+FILES = ("config.json", "model.safetensors")
+
+
 class Sapiens2Seg(nn.Module):
     """transformers' Sapiens2ForSemanticSegmentation as a segmenter.
 
@@ -49,12 +52,15 @@ class Sapiens2Seg(nn.Module):
 
         Both key spellings load, the released one and that of transformers. Raises UserError naming the folder.
         """
+        from safetensors import SafetensorError
         from transformers import Sapiens2Config, Sapiens2ForSemanticSegmentation
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         folder = path if path.is_dir() else path.parent
         try:
+            for name in FILES:  # transformers takes its defaults where config.json is missing
+                (folder / name).stat()
             settings = Sapiens2Config.from_pretrained(folder, local_files_only=True)
             with torch.device("meta"):
                 model = cls(config=settings.to_dict())
@@ -66,11 +72,11 @@ class Sapiens2Seg(nn.Module):
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{folder}: no Sapiens2 segmentation model ({reason}); it needs config.json and "
-                "model.safetensors of one of facebook/sapiens2-seg-{0.4b,0.8b,1b,5b}"
+                f"{folder}: no Sapiens2 segmentation model ({reason}); it needs {' and '.join(FILES)} of one of "
+                "facebook/sapiens2-seg-{0.4b,0.8b,1b,5b}"
             ) from None
         faults = {
             name.removesuffix("_keys"): sorted(map(str, keys))
