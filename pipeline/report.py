@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import manifest_path, read_manifest
-from pipeline.media import read_media
-from pipeline.plan import clip_tasks, contents, count_clips
+from pipeline.media import media_path, read_media
+from pipeline.plan import clip_tasks, contents, count_clips, with_source
 from pipeline.spec import STAGES
 from pipeline.store.gc import reached
 from pipeline.store.layout import (
@@ -24,7 +24,7 @@ from pipeline.store.writer import Stage, open_stage
 
 
 def describe(cache: Path, dataset: str) -> dict[str, Any]:
-    """Account for every clip of a dataset under the stages of its last build.
+    """Account for every clip of a dataset under the stages of its last build, which read videos or skeletons.
 
     Returns {"dataset", "preset", "clips": {manifest, done, quarantined, pending}, "splits", "stages": {name: {key,
     clips, rows, shards, bytes, created, host, seconds, clips_per_s}}, "quarantine": [{clip_id, stage, code, message,
@@ -32,17 +32,20 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     """
     check_cache(cache)
     manifest = read_manifest(manifest_path(cache, dataset))
-    media = read_media(manifest_path(cache, dataset).with_suffix(".media.parquet"))
+    media = read_media(media_path(cache, dataset))
     record = load_build(cache, dataset) if build_path(cache, dataset).exists() else None
-    tasks = clip_tasks(manifest, media)
+    videos = record.get("source") != "skeleton" if record else any(clip.video_path for clip in manifest.clips)
+    source, own = ("video", STAGES) if videos else ("skeleton", ("skeleton",))
+    manifest = with_source(manifest, source)
+    tasks = clip_tasks(manifest, media, source)
     keys = {task.key for task in tasks.values()}
     names = {task.key: clip_id for clip_id, task in tasks.items()}
     stages: dict[str, Stage | None] = {}
     if record:
         keys_of = record["stages"]
-        stages = {name: open_stage(cache, name, keys_of[name]) for name in STAGES if name in keys_of}
+        stages = {name: open_stage(cache, name, keys_of[name]) for name in own if name in keys_of}
     holds = {name: contents(stage) for name, stage in stages.items()}
-    counts = count_clips(manifest, media, tasks, holds)
+    counts = count_clips(manifest, media, tasks, holds, source)
     refused: dict[str, dict[str, Any]] = {
         clip.clip_id: {
             "stage": "files",
@@ -52,7 +55,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
             "attempts": 1,
         }
         for clip in manifest.clips
-        if (file := media.get(clip.media_path)) is not None and file.code is not None
+        if (file := media.get(clip.path(source) or "")) is not None and file.code is not None
     }
     warned: list[dict[str, Any]] = []
     report: dict[str, Any] = {}
@@ -99,7 +102,8 @@ def retry(cache: Path, dataset: str) -> int:
 
     Files that could not be read are looked at by every plan anyway.
     """
-    clip_keys = set(Cache(cache).clip_keys(dataset).values())
+    reader = Cache(cache)
+    clip_keys = {key for source in ("video", "skeleton") for key in reader.clip_keys(dataset, source).values()}
     found = set()
     for name, key in load_build(cache, dataset)["stages"].items():
         stage = open_stage(cache, name, key)

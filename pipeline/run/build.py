@@ -244,7 +244,8 @@ def _record(cache: Path, dataset: str, recipe: Recipe, measured: Mapping[str, di
     rates = before.get("rates", {})
     stages = before.get("stages", {}) | {name: spec.key for name, spec in recipe.spec.stages().items()}
     rates |= {name: {**rate, "key": stages.get(name)} for name, rate in measured.items()}
-    write_build(cache, dataset, {"preset": recipe.spec.preset, "stages": stages, "rates": rates})
+    record = {"preset": recipe.spec.preset, "source": recipe.spec.source, "stages": stages, "rates": rates}
+    write_build(cache, dataset, record)
 
 
 def provenance() -> dict[str, Any]:
