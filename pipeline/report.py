@@ -103,7 +103,9 @@ def retry(cache: Path, dataset: str) -> int:
     Files that could not be read are looked at by every plan anyway.
     """
     reader = Cache(cache)
-    clip_keys = {key for source in ("video", "skeleton") for key in reader.clip_keys(dataset, source).values()}
+    clip_keys = {
+        key for source in ("video", "skeleton") for key in reader.clip_keys(dataset, source).values()
+    }
     found = set()
     for name, key in load_build(cache, dataset)["stages"].items():
         stage = open_stage(cache, name, key)
