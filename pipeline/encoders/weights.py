@@ -143,8 +143,8 @@ def find_weights(entry: Weights, given: Path | None = None, alone: bool = False)
     if entry.package is not None:
         return None
     if entry.path is not None:
-        path = given if alone and given is not None and given.is_file() else entry.base / entry.path
-        return path if path.is_file() else None
+        own = given if alone and given is not None and given.is_file() else entry.base / entry.path
+        return own if own.is_file() else None
     if given is not None and (path := find_in(entry, given, alone)) is not None:
         return path
     if entry.repo is not None and (cached := _in_hub_cache(entry)) is not None:

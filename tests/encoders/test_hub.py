@@ -118,8 +118,8 @@ def test_files_that_belong_together_go_into_a_folder(tmp_path: Path, weights_fil
         assert "fetching model.pth" in done.stderr
         assert {path.name for path in (tmp_path / "to" / "vit").iterdir()} == {"model.pth", "config.json"}
         assert not (tmp_path / "hf" / "hub").exists()
-    record = mine_of(bmoe(tmp_path, None, "check", "--preset", name, "--weights", tmp_path / "to", "--json"))
-    assert record["path"] == str(tmp_path / "to" / "vit" / "model.pth")
+    again = mine_of(bmoe(tmp_path, None, "fetch", "--preset", name, "--to", tmp_path / "to", "--json"))
+    assert (again["path"], again["fetched"]) == (str(tmp_path / "to" / "vit" / "model.pth"), [])
 
 
 def test_a_cut_connection_is_taken_up_again(tmp_path: Path, large_file: bytes) -> None:
@@ -213,5 +213,5 @@ def test_without_a_hub_the_files_that_are_here_still_serve(tmp_path: Path, weigh
         bmoe(tmp_path, None, "fetch", "--preset", name)
     )  # nobody answers there
     (tmp_path / "model.pth").write_bytes(weights_file)
-    found = mine_of(bmoe(tmp_path, None, "check", "--preset", name, "--weights", tmp_path, "--json"))
-    assert found["path"] == str(tmp_path / "model.pth")
+    found = mine_of(bmoe(tmp_path, None, "fetch", "--preset", name, "--to", tmp_path, "--json"))
+    assert (found["path"], found["fetched"]) == (str(tmp_path / "model.pth"), [])

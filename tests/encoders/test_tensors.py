@@ -118,10 +118,10 @@ class Shares(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         self.again = self.layers[0]
         self.turned = nn.Parameter(torch.arange(6.0).view(2, 3).t())
-        self.register_buffer("half", torch.ones(2, dtype=torch.float16))
+        self.register_buffer("halves", torch.ones(2, dtype=torch.float16))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x) * self.turned.sum() * self.half[0]
+        out: Tensor = self.layers(x) * self.turned.sum() * self.halves[0]
         return out
 
 
