@@ -1,27 +1,47 @@
-"""Scores of a finished run, from its checkpoint and the cache it was trained on."""
+"""Finished runs reloaded from their checkpoint, on the cache they were trained on."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from heads import metrics, runs, spec
-from heads.features import FeatureSet, load_features
-from heads.loop import predict
+from heads.features import FeatureSet, SplitFeatures, load_features
+from heads.loop import predict, probabilities
+from heads.options import Config
+from heads.spec import HeadInfo
 from pipeline.errors import UserError
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Restored:
+    """A trained head and the clips of a split it can read, both on the device."""
+
+    config: Config
+    info: HeadInfo
+    model: Any
+    data: SplitFeatures
+
+
+def restore(
     run_dir: Path,
     cache: Path,
     split: str = "val",
     *,
     checkpoint: str = "best",
     features: FeatureSet | None = None,
+    unlabelled: bool = False,
     device: str = "cpu",
-) -> dict[str, float]:
-    """Reloads a run and scores it on a split (all of `heads.metrics.scores`).
+) -> Restored:
+    """Reloads a run together with a split.
 
-    For another split than val, predictions and confusion matrix are added to the run folder under its name.
+    Args:
+        run_dir, cache, split: what and on what.
+        checkpoint: "best" or "last".
+        features: what `load_features` gave, instead of reading the cache.
+        unlabelled: also read clips without a label.
+        device: "cpu", "cuda", ...
 
     Raises:
         UserError: no run there, no clips, or a cache with other features or classes than the run was
@@ -30,7 +50,13 @@ def evaluate(
     config, info = runs.read_run(run_dir)
     needs = spec.needs(config)
     data = features or load_features(
-        cache, info["dataset"], config.t_len, config.t_mode, needs=needs, splits=(split,)
+        cache,
+        info["dataset"],
+        config.t_len,
+        config.t_mode,
+        needs=needs,
+        splits=(split,),
+        unlabelled=unlabelled,
     )
     data = data.only(needs)
     for stage, key in info["stages"].items():
@@ -48,13 +74,20 @@ def evaluate(
         )
     model = spec.build(config, head_info)
     runs.load_state(run_dir / f"{checkpoint}.safetensors", model)
-    model.to(device)
-    chosen = data.splits[split].to(device)
-    probabilities, attention, _ = predict(model, chosen)
-    label = chosen.label.cpu().numpy()
+    return Restored(config, head_info, model.to(device), data.splits[split].to(device))
+
+
+def evaluate(run_dir: Path, cache: Path, split: str = "val", **options: Any) -> dict[str, float]:
+    """Scores a run on a split (all of `heads.metrics.scores`); options and errors as `restore`.
+
+    For another split than val, predictions and confusion matrix are added to the run folder under its name.
+    """
+    run = restore(run_dir, cache, split, **options)
+    out = predict(run.model, run.data)
+    found, label = probabilities(out["logits"], run.info.multi), run.data.label.cpu().numpy()
     if split != "val":
-        names, suffix = head_info.classes, f"_{split}"
+        attention = out["attn"].cpu().numpy() if "attn" in out else None
         runs.write_predictions(
-            run_dir, chosen.clip_id, label, probabilities, attention, names=names, suffix=suffix
+            run_dir, run.data.clip_id, label, found, attention, names=run.info.classes, suffix=f"_{split}"
         )
-    return metrics.scores(label, probabilities, head_info.coarse)
+    return metrics.scores(label, found, run.info.coarse)

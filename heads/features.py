@@ -5,6 +5,7 @@ Clips that cannot be used are counted with the reason, never dropped in silence.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from heads.resample import resample_weights, truncate_weights
-from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo
+from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo, head_info
 from pipeline.errors import UserError
-from pipeline.spec import REGIONS
+from pipeline.spec import REGIONS, digest
 from pipeline.store.reader import Cache, StageReader
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """One split: clip_id and label [N] int64 in the row order of the tensors (named in `heads.spec`)."""
+    """One split, in the row order of the tensors (named in `heads.spec`).
+
+    Attributes:
+        label: int64 [N], the class, -1 where it is unknown; float32 [N, C] of 0 and 1 where a clip may have
+            several.
+    """
 
     clip_id: tuple[str, ...]
     label: Tensor
@@ -40,6 +46,12 @@ class SplitFeatures:
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The tensors of the clips of an int64 index."""
         return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+
+    def target(self, classes: int) -> Tensor:
+        """The labels as float32 [N, C] of 0 and 1."""
+        return (
+            self.label if self.label.ndim == 2 else torch.eye(classes, device=self.label.device)[self.label]
+        )
 
     def to(self, device: torch.device | str) -> "SplitFeatures":
         """The same on another device."""
@@ -68,6 +80,10 @@ class FeatureSet:
     t_mode: str
     counts: dict[str, dict[str, int]]
 
+    def to(self, device: torch.device | str) -> "FeatureSet":
+        """The same on another device."""
+        return replace(self, splits={name: split.to(device) for name, split in self.splits.items()})
+
     def only(self, needs: Sequence[FeatureReq]) -> "FeatureSet":
         """Without the streams a head does not read. Raises UserError when one it reads is not there."""
         wanted = {need.stage for need in needs}
@@ -90,15 +106,14 @@ class FeatureSet:
 
     def info(self, label_vectors: np.ndarray) -> HeadInfo:
         """What a head is told. Label ids run 0, 1, 2, ... and so are positions too."""
-        return HeadInfo(
-            dim=self.dim,
-            motion_dim=self.motion_dim,
-            classes=tuple(label.name for label in self.taxonomy.labels),
-            coarse=tuple(label.coarse for label in self.taxonomy.labels),
-            coarse_names=tuple(group.name for group in self.taxonomy.coarse),
-            experts=self.taxonomy.experts,
-            label_vectors=label_vectors,
-        )
+        return head_info(self.taxonomy, self.dim, self.motion_dim, label_vectors)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what these tensors are: clips, labels, the stages they come from, and the resampling."""
+        clips = {name: [s.clip_id, s.label.tolist()] for name, s in self.splits.items()}
+        facts = {"clips": clips, "stages": self.keys, "t_len": self.t_len, "t_mode": self.t_mode}
+        return digest(facts)
 
 
 def load_features(
@@ -109,6 +124,7 @@ def load_features(
     *,
     needs: Sequence[FeatureReq] = ALL,
     splits: Iterable[str] = ("train", "val"),
+    unlabelled: bool = False,
 ) -> FeatureSet:
     """Everything a head needs of a data set, in memory.
 
@@ -119,6 +135,7 @@ def load_features(
         t_mode: "resample", linear interpolation over the whole clip, or "pad_truncate", the first T windows.
         needs: the arrays to read.
         splits: the splits to read.
+        unlabelled: also read clips without a label.
 
     Raises:
         UserError: no such cache or data set, or an array is missing (with the command that makes it).
@@ -127,16 +144,18 @@ def load_features(
     manifest = cache.dataset(dataset)
     keys, stages, quarantined = _open_stages(cache, dataset, needs)
     clip_keys = cache.clip_keys(dataset)
-    classes = len(manifest.taxonomy.labels)
-    rows: dict[str, list[tuple[str, str, int]]] = {name: [] for name in splits}
+    taxonomy = manifest.taxonomy
+    rows: dict[str, list[tuple[str, str, Tensor]]] = {name: [] for name in splits}
     counts: dict[str, dict[str, int]] = {name: {"used": 0} for name in rows}
     for clip in manifest.clips:
         if clip.split not in rows:
             continue
         key = clip_keys.get(clip.clip_id)
-        label, reason = _label(clip.label_ids, classes), "used"
-        if isinstance(label, str):
-            reason = label
+        label, reason = _label(clip.label_ids, taxonomy), "used"
+        if label is None and unlabelled:
+            label = torch.tensor(-1)
+        if not isinstance(label, Tensor):
+            reason = label or "unlabelled"
         elif key is None:
             reason = "unreadable"
         elif any(key not in stage.clips for stage in stages.values()):
@@ -147,14 +166,14 @@ def load_features(
     read = {
         name: SplitFeatures(
             tuple(r[0] for r in chosen),
-            torch.tensor([r[2] for r in chosen], dtype=torch.int64),
+            torch.stack([r[2] for r in chosen]),
             _read_split([r[1] for r in chosen], stages, needs, t_len, t_mode),
         )
         for name, chosen in rows.items()
         if chosen
     }
     dims = [stages[s].arrays["features"].row_shape[-1] if s in stages else 0 for s in ("semantic", "motion")]
-    return FeatureSet(dataset, manifest.taxonomy, read, keys, dims[0], dims[1], t_len, t_mode, counts)
+    return FeatureSet(dataset, taxonomy, read, keys, dims[0], dims[1], t_len, t_mode, counts)
 
 
 def _open_stages(
@@ -184,13 +203,18 @@ def _open_stages(
     return {stage: built[stage] for stage in stages}, stages, cache.quarantined(dataset)
 
 
-def _label(ids: tuple[int, ...] | None, classes: int) -> int | str:
-    """The class, or the reason why the clip cannot be used."""
-    if not ids:
-        return "unlabelled"
-    if len(ids) > 1:
-        return "several_labels"
-    return ids[0] if 0 <= ids[0] < classes else "unknown_label"
+def _label(ids: tuple[int, ...] | None, taxonomy: "Taxonomy") -> Tensor | str | None:
+    """The label of a clip as a row of `SplitFeatures.label`, None when it has none, or why it cannot be used."""
+    classes = len(taxonomy.labels)
+    if ids is None or (not ids and taxonomy.label_kind != "multi"):
+        return None
+    if not all(0 <= i < classes for i in ids):
+        return "unknown_label"
+    if taxonomy.label_kind == "multi":
+        row = torch.zeros(classes)
+        row[list(ids)] = 1
+        return row
+    return torch.tensor(ids[0]) if len(ids) == 1 else "several_labels"
 
 
 def _read_split(

@@ -3,9 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from heads.config import AugConfig
+from heads.options import AugConfig
+from pipeline.spec import REGIONS
 
 CHUNK = 512  # clips per step of the statistics: bounds the float64 copies
+
+
+def view_of(tensors: dict[str, Tensor], view: str) -> tuple[Tensor, Tensor]:
+    """(features [B, T, D], valid [B, T]) of one view: full, or a region."""
+    if view == "full":
+        return tensors["sem_full"], tensors["sem_full_valid"]
+    region = REGIONS.index(view)
+    return tensors["sem_parts"][:, region], tensors["sem_parts_valid"][:, region]
 
 
 class Standardise(nn.Module):
@@ -27,19 +36,21 @@ class Standardise(nn.Module):
         return ((x - self.mean[views]) / self.std[views]) * valid[..., None].to(x.dtype)
 
     @torch.no_grad()
-    def fit(self, x: Tensor, valid: Tensor) -> None:
-        """Takes the statistics of the valid steps of x [N, V, T, D]. A constant channel is only centred."""
-        count = valid.sum((0, 2)).clamp(min=1).double()[:, None, None]  # [V, 1, 1]
-        total = torch.zeros_like(self.mean, dtype=torch.float64)
-        square = torch.zeros_like(total)
-        for part, keep in zip(x.split(CHUNK), valid.split(CHUNK), strict=True):
-            total += (part.double() * keep[..., None]).sum((0, 2))[:, None]
-        mean = total / count
-        for part, keep in zip(x.split(CHUNK), valid.split(CHUNK), strict=True):
-            square += ((part.double() - mean).square() * keep[..., None]).sum((0, 2))[:, None]
+    def fit(self, view: int, x: Tensor, valid: Tensor) -> None:
+        """Takes the statistics of one view over the valid steps [N, T] of x [N, T, D].
+
+        A constant channel is only centred. Sums are in float64, CHUNK clips at a time.
+        """
+        count = valid.sum().clamp(min=1).double()
+        mean = sum((p.double() * k[..., None]).sum((0, 1)) for p, k in _chunks(x, valid)) / count
+        square = sum(((p.double() - mean).square() * k[..., None]).sum((0, 1)) for p, k in _chunks(x, valid))
         std = (square / count).sqrt()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-4, std, torch.ones_like(std)))
+        self.mean[view, 0] = mean.float()
+        self.std[view, 0] = torch.where(std > 1e-4, std, torch.ones_like(std)).float()
+
+
+def _chunks(x: Tensor, valid: Tensor) -> zip:
+    return zip(x.split(CHUNK), valid.split(CHUNK), strict=True)
 
 
 def regularise(x: Tensor, aug: AugConfig) -> Tensor:
@@ -48,7 +59,7 @@ def regularise(x: Tensor, aug: AugConfig) -> Tensor:
         x = x + aug.noise * torch.randn_like(x)
     if aug.feature_dropout:
         keep = 1.0 - aug.feature_dropout
-        x = x * torch.empty(*x.shape[:2], 1, x.shape[3], device=x.device).bernoulli_(keep) / keep
+        x = x * (torch.rand(*x.shape[:2], 1, x.shape[3], device=x.device) < keep) / keep
     return x
 
 

@@ -26,11 +26,19 @@ MAX_LINE = 1 << 16  # bytes; a line of glove.840B.300d has about 3,000
 
 @dataclass(frozen=True)
 class LabelVectors:
-    """vectors float32 [C, 300]; source, a line for the run's record; oov, the words without a vector."""
+    """vectors float32 [C, 300]; words, the rows they were made of; source, a line for the run's record; oov, the
+    words without a vector.
+    """
 
     vectors: np.ndarray
+    words: dict[str, np.ndarray]
     source: str
     oov: tuple[str, ...]
+
+    def write(self, path: Path) -> None:
+        """The words as a GloVe text file: all a run needs of a file of 400,000."""
+        lines = (f"{word} {' '.join(map(str, row.tolist()))}\n" for word, row in sorted(self.words.items()))
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def words_of(
@@ -82,7 +90,7 @@ def label_vectors(
         count = len(row_words) if oov == "zero_counted" else len(found)
         if found:
             vectors[row] = np.sum(found, axis=0, dtype=np.float64) / count
-    return LabelVectors(vectors, source, tuple(sorted(wanted - table.keys())))
+    return LabelVectors(vectors, table, source, tuple(sorted(wanted - table.keys())))
 
 
 def seeded_vector(word: str) -> np.ndarray:

@@ -1,28 +1,63 @@
-"""The training loop shared by both stages, and prediction over a split.
+"""The training loop of both stages, for one run or several side by side; and prediction over a split.
 
-Batches are gathered on the device by an index tensor; nothing in a step is per sample, and the host waits for
-the device once per epoch.
+Nothing in an epoch is per sample, and the host waits for the device once per epoch.
 """
 
-import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.config import StageConfig
+from heads.checkpoint import Checkpoint
 from heads.features import SplitFeatures
+from heads.optim import make_optimizer, set_rate
+from heads.options import StageConfig
+from heads.progress import Progress, Record, State
+from heads.step import PartsOf, Runs, Step
 from pipeline.errors import UserError
 
 EVAL_BATCH = 512
 
-Record = dict[str, Any]  # one epoch: stage, epoch, epochs, lr, loss, other parts of the loss, val_* scores
-State = dict[str, Tensor]
+
+class Reporter(Protocol):
+    """Takes the record of every epoch; `again` marks those of an interrupted run, told a second time."""
+
+    def __call__(self, record: Record, again: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains.
+
+    Attributes:
+        stage: name for records and messages.
+        config: of the stage.
+        modules: the same module, once per run; all their parameters train unless frozen.
+        seeds: of the order of the clips and of dropout, one per run.
+        clips: number of training clips; an index counts within them.
+        parts: losses of a batch; "loss" is minimised, weight says how much a clip counts.
+        score: validation scores of a module after an epoch, or None: then the last epoch counts as the best.
+        select: the score that picks the epoch; ties go to the lower "loss" in the scores.
+        chances: float [clips], how often a clip is drawn, with replacement; None = every clip once per epoch.
+        precision, compiled: of the step.
+    """
+
+    stage: str
+    config: StageConfig
+    modules: Sequence[nn.Module]
+    seeds: Sequence[int]
+    clips: int
+    parts: PartsOf
+    score: Callable[[nn.Module], dict[str, float]] | None
+    select: str
+    chances: Tensor | None = None
+    precision: str = "fp32"
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +67,7 @@ class Fitted:
     best: State
     last: State
     best_epoch: int
-    epochs: int
+    records: list[Record]
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -40,121 +75,128 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
 
 
-def fit(
-    module: nn.Module,
-    stage: str,
-    config: StageConfig,
-    *,
-    clips: int,
-    loss: Callable[[Tensor], dict[str, Tensor]],
-    score: Callable[[], dict[str, float]] | None,
-    select: str,
-    seed: int,
-    report: Callable[[Record], None],
-) -> Fitted:
-    """Trains all parameters of a module and returns its states; the module is left at the last epoch.
+def fit(task: Task, report: Sequence[Reporter], checkpoint: Checkpoint | None = None) -> list[Fitted]:
+    """Trains the modules and returns their states; the modules are left at the best epoch.
 
     Args:
-        module: in training mode during an epoch, in evaluation mode for `score`.
-        stage: name for records and messages.
-        clips: number of training clips; index tensors are permutations of range(clips).
-        loss: int64 index on the module's device -> scalar parts of the loss; the one named "loss" is
-            minimised.
-        score: validation scores after an epoch, or None: then the last epoch counts as the best.
-        select: the score that picks the epoch; ties go to the lower "loss" in the scores.
-        seed: of the order of the clips and of dropout.
-        report: called with the record of every epoch.
+        task: what to train.
+        report: called with the record of every epoch, one per run.
+        checkpoint: where to go on from, and to save to.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, nothing matches an entry of `freeze`, or there is no score `select`.
     """
-    device = next(module.parameters()).device
-    order = torch.Generator().manual_seed(seed_of(seed, f"{stage} order"))
-    torch.manual_seed(seed_of(seed, f"{stage} dropout"))
-    optimizer = _optimizer(module, config)
-    steps = max(1, math.ceil(clips / config.batch))
-    best, best_rank, best_epoch, epoch = _snapshot(module), (-math.inf, -math.inf), 0, 0
-    for epoch in range(1, config.epochs + 1):
-        module.train()
-        totals: dict[str, Tensor] = {}
-        permutation = torch.randperm(clips, generator=order).to(device)
-        for step, index in enumerate(permutation.split(config.batch)):
-            lr = config.lr * _factor(config, epoch - 1 + step / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            parts = loss(index)
-            optimizer.zero_grad(set_to_none=True)
-            parts["loss"].backward()
-            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            optimizer.step()
-            for name, value in parts.items():
-                totals[name] = totals.get(name, 0.0) + value.detach() * (len(index) / clips)
-        record: Record = {"stage": stage, "epoch": epoch, "epochs": config.epochs, "lr": lr}
-        record |= {name: float(value) for name, value in totals.items()}
-        _check_finite(record["loss"], stage, epoch, config)
-        rank: tuple[float, float] = (epoch, 0.0)
-        if score is not None:
-            module.eval()
-            with torch.no_grad():
-                found = score()
-            _check_finite(found["loss"], stage, epoch, config)
-            rank = (found[select], -found["loss"])
-            record |= {f"val_{name}": value for name, value in found.items()}
-        report(record)
-        if rank > best_rank:
-            best, best_rank, best_epoch = _snapshot(module), rank, epoch
-        elif config.patience and epoch - best_epoch >= config.patience:
-            break
-    return Fitted(best, _snapshot(module), best_epoch, epoch)
+    config, runs = task.config, Runs(task.modules)
+    optimizer = make_optimizer(runs.whole, config)
+    if optimizer is None:  # nothing to train
+        return [Fitted(state, state, 0, []) for state in map(_state, task.modules)]
+    orders = [torch.Generator().manual_seed(seed_of(seed, f"{task.stage} order")) for seed in task.seeds]
+    torch.manual_seed(seed_of(task.seeds[0], f"{task.stage} dropout"))
+    progress = Progress(runs.parameters(), optimizer, orders)
+    if checkpoint is not None and (found := checkpoint.load()):
+        progress.restore(*found)
+        for tell, run in zip(report, progress.runs, strict=True):
+            for known in run.records:
+                tell(known, again=True)
+    step = Step(runs, task.parts, optimizer, config, precision=task.precision, compiled=task.compiled)
+    while progress.epoch < config.epochs and not all(run.stopped for run in progress.runs):
+        lr, totals = _epoch(task, runs, step, orders, progress.epoch)
+        progress.epoch += 1
+        for i, run in enumerate(progress.runs):
+            if run.stopped:
+                continue
+            record: Record = {"stage": task.stage, "epoch": progress.epoch, "epochs": config.epochs, "lr": lr}
+            record |= {name: totals[n][i] for n, name in enumerate(step.names)}
+            rank = _judge(task, runs, i, record)
+            run.records.append(record)
+            report[i](record)
+            if rank > run.best_rank:
+                run.best_rank, run.best_epoch = rank, progress.epoch
+                progress.keep(progress.best, i)
+            run.stopped = bool(config.patience) and progress.epoch - run.best_epoch >= config.patience
+            if run.stopped or progress.epoch == config.epochs:
+                progress.keep(progress.last, i)
+        if checkpoint is not None and checkpoint.due():
+            checkpoint.save(*progress.state())
+    fitted = []
+    for i, (module, run) in enumerate(zip(task.modules, progress.runs, strict=True)):
+        progress.take(progress.last, i)
+        last = _state(module)
+        progress.take(progress.best, i)
+        fitted.append(Fitted(_state(module), last, run.best_epoch, run.records))
+    return fitted
+
+
+def _epoch(
+    task: Task, runs: Runs, step: Step, orders: Sequence[torch.Generator], done: int
+) -> tuple[float, list[list[float]]]:
+    """Trains one epoch after `done` others: the last learning rate, and the losses [parts][runs]."""
+    runs.train(True)
+    step.start()
+    batch = task.config.batch
+    steps = max(1, math.ceil(task.clips / batch))
+    index = torch.zeros(len(runs), steps * batch, dtype=torch.int64)
+    for row, order in zip(index, orders, strict=True):
+        row[: task.clips] = _shuffled(task, order)
+    index = index.to(step.device)
+    weight = (torch.arange(steps * batch) < task.clips).float().to(step.device)
+    lr = 0.0
+    for number in range(steps):
+        lr = set_rate(step.optimizer, task.config, done + number / steps)
+        chosen = slice(number * batch, (number + 1) * batch)
+        step(index[:, chosen], weight[chosen], task.clips)
+    return lr, step.totals.tolist()
+
+
+def _shuffled(task: Task, order: torch.Generator) -> Tensor:
+    if task.chances is None:
+        return torch.randperm(task.clips, generator=order)
+    return torch.multinomial(task.chances, task.clips, replacement=True, generator=order)
+
+
+def _judge(task: Task, runs: Runs, i: int, record: Record) -> tuple[float, float]:
+    """The rank of this epoch; the validation scores are added to the record."""
+    _check_finite(record["loss"], task, record["epoch"])
+    if task.score is None:
+        return (record["epoch"], 0.0)
+    runs.train(False)
+    with torch.no_grad():
+        found = task.score(runs.modules[i])
+    _check_finite(found["loss"], task, record["epoch"])
+    if task.select not in found:
+        raise UserError(f"select={task.select}: scores of these labels are {', '.join(found)}")
+    record |= {f"val_{name}": value for name, value in found.items()}
+    return (found[task.select], -found["loss"])
+
+
+def _check_finite(loss: float, task: Task, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"stage {task.stage}, epoch {epoch}: the loss is {loss}; lower lr (now {task.config.lr:g})"
+        )
+
+
+def _state(module: nn.Module) -> State:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: SplitFeatures) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """Softmax [N, C] float32, mean expert weights over valid steps [N, K] or None, and the cross entropy."""
+def predict(model: nn.Module, split: SplitFeatures) -> dict[str, Tensor]:
+    """logits [N, C]; attn [N, K], the mean expert weights over valid steps, if the head weighs experts."""
     model.eval()
-    logits, attention = [], []
-    for index in torch.arange(len(split.label), device=split.label.device).split(EVAL_BATCH):
+    found: dict[str, list[Tensor]] = {}
+    device = next(iter(split.tensors.values())).device
+    for index in torch.arange(len(split.clip_id), device=device).split(EVAL_BATCH):
         batch = split.batch(index)
         out = model(batch)
-        logits.append(out.logits)
-        if out.attn is not None:
-            valid = batch["sem_full_valid"].to(out.attn.dtype)
-            attention.append((out.attn * valid[..., None]).sum(1) / valid.sum(1, keepdim=True).clamp(min=1))
-    scores = torch.cat(logits)
-    loss = float(nn.functional.cross_entropy(scores, split.label))
-    return scores.softmax(-1).cpu().numpy(), torch.cat(attention).cpu().numpy() if attention else None, loss
+        found.setdefault("logits", []).append(out["logits"])
+        if "attn" in out:
+            valid = batch["sem_full_valid"].to(out["attn"].dtype)[..., None]
+            mean = (out["attn"] * valid).sum(1) / valid.sum(1).clamp(min=1)
+            found.setdefault("attn", []).append(mean)
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
-def _check_finite(loss: float, stage: str, epoch: int, config: StageConfig) -> None:
-    if not math.isfinite(loss):
-        raise UserError(f"stage {stage}, epoch {epoch}: the loss is {loss}; lower lr (now {config.lr:g})")
-
-
-def _snapshot(module: nn.Module) -> State:
-    return copy.deepcopy(module.state_dict())
-
-
-def _optimizer(module: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """Decay on matrices and kernels (two dimensions above 1) only."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if sum(size > 1 for size in p.shape) > 1]
-    chosen = {id(p) for p in decayed}
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if id(p) not in chosen], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(groups, config.lr, fused=True)
-
-
-def _factor(config: StageConfig, progress: float) -> float:
-    """Learning rate as a share of config.lr after `progress` epochs."""
-    if progress < config.warmup:
-        return (progress + 0.1) / (config.warmup + 0.1)
-    if config.schedule == "milestones":
-        return config.gamma ** sum(progress >= m for m in config.milestones)
-    if config.schedule == "cosine":
-        span = max(config.epochs - config.warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - config.warmup) / span)))
-    return 1.0
+def probabilities(logits: Tensor, multi: bool) -> np.ndarray:
+    """Float32 [N, C]: softmax, or sigmoids where a clip may have several labels."""
+    return (logits.sigmoid() if multi else logits.softmax(-1)).cpu().numpy()

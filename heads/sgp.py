@@ -60,8 +60,9 @@ class Pointwise(nn.Conv1d):
         super().__init__(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, out]."""
-        return F.linear(x, self.weight[..., 0], self.bias)
+        """[B, T, C] -> [B, T, out]; on rows for the reason given in `heads.layers.Dense`."""
+        rows = F.linear(x.reshape(-1, x.shape[-1]), self.weight[..., 0], self.bias)
+        return rows.view(*x.shape[:-1], -1)
 
 
 class AffineDropPath(nn.Module):
@@ -77,7 +78,7 @@ class AffineDropPath(nn.Module):
         if not self.training:
             return x
         keep = 1.0 - self.probability
-        return x * torch.empty(x.shape[0], 1, 1, device=x.device).bernoulli_(keep) / keep
+        return x * (torch.rand(x.shape[0], 1, 1, device=x.device) < keep) / keep
 
 
 def wide_kernel(kernel: int, k: float) -> int:
@@ -97,6 +98,8 @@ class SGP(nn.Module):
         init_std: standard deviation of the five depthwise convolutions. With 0 (the B-MoE authors' value)
             both branches are products of zeros: they get no gradient and stay zero for ever.
         path_pdrop: drop path; adds the two scale tensors to the state dict when above 0.
+        masked: not TriDet's: padded steps take no part in means, statistics and kernels, and come out as 0.
+            A clip then gives the same output however far it is padded.
 
     Raises:
         ValueError: channels not a multiple of 16, or an even kernel.
@@ -111,8 +114,10 @@ class SGP(nn.Module):
         init_std: float = 0.1,
         *,
         path_pdrop: float = 0.0,
+        masked: bool = False,
     ) -> None:
         super().__init__()
+        self.masked = masked
         if channels % GROUPS:
             raise ValueError(f"SGP needs a multiple of {GROUPS} channels, not {channels}")
         if kernel % 2 == 0:
@@ -137,8 +142,26 @@ class SGP(nn.Module):
         """x [B, C, T] and mask [B, 1, T] bool -> (y [B, C, T], the same mask)."""
         x, shortcut = x.transpose(1, 2), mask.transpose(1, 2).to(x.dtype)
         z = self.ln(x)
-        instant = self.fc(z) * F.relu(self.global_fc(z.mean(1, keepdim=True)))
+        if self.masked:
+            z = z * shortcut
+            mean = z.sum(1, keepdim=True) / shortcut.sum(1, keepdim=True).clamp(min=1)
+        else:
+            mean = z.mean(1, keepdim=True)
+        instant = self.fc(z) * F.relu(self.global_fc(mean))
         window = (self.convw(z) + self.convkw(z)) * self.psi(z)
         h = x * shortcut + self.drop_path_out(instant + window + z)
-        normed = self.gn(h.transpose(1, 2)).transpose(1, 2)
-        return (h + self.drop_path_mlp(self.mlp(normed))).transpose(1, 2), mask
+        normed = masked_group_norm(h, shortcut, self.gn) if self.masked else self._group_norm(h)
+        y = h + self.drop_path_mlp(self.mlp(normed))
+        return (y * shortcut if self.masked else y).transpose(1, 2), mask
+
+    def _group_norm(self, x: Tensor) -> Tensor:
+        return self.gn(x.transpose(1, 2)).transpose(1, 2)
+
+
+def masked_group_norm(x: Tensor, mask: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm of x [B, T, C] with the statistics of the steps where mask [B, T, 1] is 1."""
+    groups = x.view(*x.shape[:2], norm.num_groups, -1)
+    weight = mask[..., None] / (mask.sum(1, keepdim=True).clamp(min=1) * groups.shape[-1])[..., None]
+    mean = (groups * weight).sum((1, 3), keepdim=True)
+    variance = ((groups - mean).square() * weight).sum((1, 3), keepdim=True)
+    return ((groups - mean) * (variance + norm.eps).rsqrt()).view(x.shape) * norm.weight + norm.bias

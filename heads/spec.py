@@ -1,35 +1,51 @@
 """The contract of a head: what it needs from the cache, what it is told, what it returns; and the registry.
 
-A head is a module with two functions::
+A head is a HeadSpec, a constant of its module. `HEADS` names ours; others are found through the entry-point group
+``bmoe_cache.heads`` (name -> "module:CONSTANT"). What `build` returns is a module::
 
-    needs(config: Config) -> tuple[FeatureReq, ...]     the cached arrays it reads
-    build(config: Config, info: HeadInfo) -> nn.Module  forward(batch: dict[str, Tensor]) -> HeadOut
+    forward(batch: dict[str, Tensor]) -> dict[str, Tensor]
 
-forward is a pure function of the batch and never sees labels. A batch holds, as far as the head needs them
-(B clips, T time steps, K = 4 regions in the order of ``pipeline.spec.REGIONS``):
+a pure function of the batch that never sees labels and also runs under torch.func.vmap. A batch holds, as far as
+the head needs them (B clips, T time steps, K = 4 regions in the order of ``pipeline.spec.REGIONS``):
 
     sem_full [B, T, D] float32, sem_full_valid [B, T] bool, sem_parts [B, K, T, D] float32,
     sem_parts_valid [B, K, T] bool, motion [B, 8, Dm] float32, motion_logits [B, C'] float32
 
-Two optional members of the module take part in training: ``fit_normalisation(tensors)`` is called once with
-the whole train split; ``experts`` (a ModuleDict region -> M3E) and ``expert_input(batch, region)`` ask for
-stage 1.
+The result has "logits" [B, C]; "attn" [B, T, experts] if the head weighs experts; and whatever its loss needs.
+
+Optional members of the module, all used by `heads.bmoe` and `heads.expert`:
+
+    loss(out, target [B, C], criterion) -> dict of losses per clip [B]; "loss" is minimised, the others are
+        recorded. Without it "loss" is criterion(out["logits"], target).
+    fit_normalisation(tensors): called once with the whole train split.
+    expert_names() -> names of what stage 1 trains, each by itself; new_expert(name) -> an `heads.expert.Expert`
+        or a module with its members; adopt(name, state_dict) puts the trained one into the head. Without them
+        there is no stage 1.
 """
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
 
+from heads.options import Config
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from heads.config import Config
+    from torch import nn
 
-HEADS = {"bmoe": "heads.bmoe"}
+    from pipeline.taxonomy import Taxonomy
+
+HEADS = {
+    "bmoe": "heads.bmoe:HEAD",
+    "linear_probe": "heads.probes:LINEAR",
+    "attn_pool_probe": "heads.probes:ATTENTION",
+    "manet_cached": "heads.probes:CACHED",
+}
+ENTRY_POINTS = "bmoe_cache.heads"
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,9 @@ class HeadInfo:
         dim, motion_dim: widths D and Dm of the cached features; 0 when the head does not read them.
         classes: names; the position is the label of a clip.
         coarse: coarse class of every class, as a position in coarse_names.
-        experts: region -> the classes its expert learns in stage 1.
+        experts: variant ("strict", ...) -> region -> the classes its expert learns in stage 1.
         label_vectors: float32 [C, 300], rows as in `classes`.
+        multi: a clip may have several labels, or none.
     """
 
     dim: int
@@ -63,43 +80,83 @@ class HeadInfo:
     classes: tuple[str, ...]
     coarse: tuple[int, ...]
     coarse_names: tuple[str, ...]
-    experts: Mapping[str, tuple[int, ...]]
+    experts: Mapping[str, Mapping[str, tuple[int, ...]]]
     label_vectors: np.ndarray
+    multi: bool = False
+
+
+def head_info(taxonomy: "Taxonomy", dim: int, motion_dim: int, vectors: np.ndarray) -> HeadInfo:
+    """What a head is told about a taxonomy and features of these widths."""
+    return HeadInfo(
+        dim=dim,
+        motion_dim=motion_dim,
+        classes=tuple(label.name for label in taxonomy.labels),
+        coarse=tuple(label.coarse for label in taxonomy.labels),
+        coarse_names=tuple(group.name for group in taxonomy.coarse),
+        experts={"strict": taxonomy.experts, **taxonomy.expert_variants},
+        label_vectors=vectors,
+        multi=taxonomy.label_kind == "multi",
+    )
 
 
 @dataclass(frozen=True)
-class HeadOut:
-    """logits [B, C]; attn [B, T, K], weights over the experts if the head has any; aux, anything else."""
+class HeadSpec:
+    """A head.
 
-    logits: Tensor
-    attn: Tensor | None = None
-    aux: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        name: as in HEADS and in the config.
+        version: to be raised when the same config gives another module; experts of other versions are not
+            reused.
+        status: how close it is to what it is named after: "exact", "author-code", "reconstruction", "inspired",
+            or "own".
+        citation: whom to cite.
+        needs: the cached arrays it reads.
+        build: the untrained module, initialised from torch's global generator.
+    """
+
+    name: str
+    version: int
+    status: Literal["exact", "author-code", "reconstruction", "inspired", "own"]
+    citation: str
+    needs: Callable[[Config], tuple[FeatureReq, ...]]
+    build: Callable[[Config, HeadInfo], "nn.Module"]
 
 
-def head_module(name: str) -> Any:
-    """The module of a registered head.
+def head_spec(name: str) -> HeadSpec:
+    """A registered head.
 
     Raises:
         UserError: unknown name.
     """
-    if name not in HEADS:
-        raise UserError(f"unknown head {name!r}; known: {', '.join(sorted(HEADS))}")
-    return importlib.import_module(HEADS[name])
+    target = HEADS.get(name)
+    if target is None:
+        found = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+        if name not in found:
+            known = ", ".join(sorted({*HEADS, *found}))
+            raise UserError(f"unknown head {name!r}; known: {known}")
+        target = found[name]
+    module, _, constant = target.partition(":")
+    spec: HeadSpec = getattr(importlib.import_module(module), constant)
+    return spec
 
 
-def needs(config: "Config") -> tuple[FeatureReq, ...]:
+def needs(config: Config) -> tuple[FeatureReq, ...]:
     """What the head of this config reads."""
-    requirements: tuple[FeatureReq, ...] = head_module(config.head).needs(config)
-    return requirements
+    return head_spec(config.head).needs(config)
 
 
-def build(config: "Config", info: HeadInfo) -> Any:
+def build(config: Config, info: HeadInfo) -> Any:
     """The untrained head of this config, initialised from torch's global generator.
 
     Raises:
         UserError: the config does not fit the features, e.g. a width that is no multiple of 16.
     """
+    if config.d_in and info.dim and config.d_in != info.dim:
+        raise UserError(
+            f"the head wants features of width {config.d_in}, the cache has {info.dim}; build the cache with the "
+            "matching encoder, choose another head preset, or --set d_in=null"
+        )
     try:
-        return head_module(config.head).build(config, info)
+        return head_spec(config.head).build(config, info)
     except ValueError as error:
         raise UserError(f"head {config.head} cannot be built: {error}; change it with --set") from None

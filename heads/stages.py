@@ -1,145 +1,225 @@
-"""The two training stages of B-MoE (section 3.4): each expert on its own classes, then the whole head."""
+"""The two training stages of B-MoE (section 3.4): each expert on its own classes, then the whole head.
 
-from collections.abc import Callable
+Experts are kept beside the runs under a key of everything that decides them, so that ablations and later runs
+take them instead of training them again.
+"""
+
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads import metrics, runs
-from heads.config import Config
-from heads.features import SplitFeatures
-from heads.loop import EVAL_BATCH, Fitted, Record, fit, predict, seed_of
-from heads.m3e import ExpertHeads
-from heads.spec import HeadInfo
-from pipeline.spec import REGIONS
+from heads import metrics, spec
+from heads.checkpoint import Checkpoint, read_state, write_state
+from heads.features import FeatureSet, SplitFeatures
+from heads.loop import EVAL_BATCH, Fitted, Reporter, Task, fit, predict, probabilities, seed_of
+from heads.losses import chances, make_criterion
+from heads.options import Config
+from heads.step import Parts
+from pipeline.spec import digest
 
-FUSION = "fusion"  # name of stage 2 in the records; stage 1 is "expert:<region>"
+FUSION = "fusion"  # name of stage 2 in the records; stage 1 is "expert:<name>"
+
+# What of a config decides an expert; its classes and label vectors enter as they are.
+OF_EXPERTS = {
+    "d_model", "use_mask", "normalise", "expert_init_std", "emb_head", "emb_pool", "emb_reduction", "alpha",
+    "select", "precision", "m3e", "sgp", "aug", "loss", "stage1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Run:
-    """What both stages share."""
+class Group:
+    """Runs of one config from several seeds, trained side by side.
+
+    Attributes:
+        data: the features, on the device.
+        seeds, reports: one per run.
+        experts: folder of the trained experts.
+        state: file of an unfinished stage 2.
+        every_s: seconds between two checkpoints.
+    """
 
     config: Config
-    info: HeadInfo
-    splits: dict[str, SplitFeatures]
-    seed: int
-    run_dir: Path
-    record: Callable[[Record], None]
+    info: spec.HeadInfo
+    data: FeatureSet
+    seeds: Sequence[int]
+    reports: Sequence[Reporter]
+    experts: Path
+    state: Path
+    compiled: bool = False
+    every_s: float = 0.0
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.info.classes)
+
+    @property
+    def select(self) -> str:
+        """The validation score that picks the epoch."""
+        return self.config.select or ("map" if self.info.multi else "top1")
+
+    def key(self) -> str:
+        """SHA-256 of everything that decides these runs."""
+        config = self.config.model_dump(mode="json")
+        vectors = hashlib.sha256(self.info.label_vectors.tobytes()).hexdigest()
+        return digest(
+            {"config": config, "data": self.data.digest, "vectors": vectors, "seeds": [*self.seeds]}
+        )
 
 
-class Expert(nn.Module):
-    """An M3E with the heads of stage 1, seen as one trainable module."""
+def expert_key(group: Group, name: str, expert: Any, seed: int) -> str:
+    """SHA-256 of everything that decides a trained expert."""
+    head = spec.head_spec(group.config.head)
+    return digest(
+        {
+            "head": [head.name, head.version],
+            "data": group.data.only(spec.SEMANTIC).digest,
+            "expert": [name, expert.view, expert.assign.tolist()],
+            "vectors": hashlib.sha256(expert.vectors.cpu().numpy().tobytes()).hexdigest(),
+            "config": group.config.model_dump(mode="json", include=OF_EXPERTS),
+            "seed": seed,
+        }
+    )
 
-    def __init__(self, m3e: nn.Module, heads: ExpertHeads) -> None:
-        super().__init__()
-        self.m3e = m3e
-        self.heads = heads
 
-    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, T, D], valid [B, T] -> (logits [B, n], embedding [B, 300])."""
-        logits, embedding = self.heads(self.m3e(x, valid), valid)
-        return logits, embedding
+def stage1(group: Group, models: Sequence[Any], name: str) -> dict[int, str]:
+    """Gives every model its expert: from the folder of experts where it is known, else trained.
 
-
-def stage1(run: Run, model: Any, region: str) -> None:
-    """Trains the expert of one region on the clips of its classes in which the region is present.
-
-    Loss: cross entropy over those classes + alpha x the mean squared error of the 300-d label embedding (the
-    mean over clips and dimensions, as in the authors' code; a sum would weigh it 300 times more).
+    An expert learns from the clips of its classes in which its view is present; without any it keeps its
+    initial weights. Returns seed -> key of the expert.
     """
-    config, splits = run.config, run.splits
-    device = splits["train"].label.device
-    classes = torch.tensor(run.info.experts.get(region, ()), dtype=torch.int64, device=device)
-    chosen = {name: _clips_of(split, region, classes) for name, split in splits.items()}
-    if len(chosen["train"]) == 0:
-        return  # the expert keeps its initial weights and gets no checkpoint
-    local = torch.full((len(run.info.classes),), -1, dtype=torch.int64, device=device)
-    local[classes] = torch.arange(len(classes), device=device)
-    targets = torch.from_numpy(run.info.label_vectors).to(device)
-    torch.manual_seed(seed_of(run.seed, f"init expert:{region}"))
-    expert = _expert(run, model, region).to(device)
-
-    def outputs(split: SplitFeatures, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        names = ("sem_parts", "sem_parts_valid")
-        batch = {name: split.tensors[name].index_select(0, index) for name in names}
-        if model.training != expert.training:  # for the regularisers of the input
-            model.train(expert.training)
-        logits, embedding = expert(*model.expert_input(batch, region))
-        return logits, embedding, split.label[index]
-
-    def loss(index: Tensor) -> dict[str, Tensor]:
-        logits, embedding, label = outputs(splits["train"], chosen["train"][index])
-        ce = F.cross_entropy(logits, local[label], label_smoothing=config.stage1.label_smoothing)
-        emb = F.mse_loss(embedding, targets[label])
-        return {"loss": ce + config.alpha * emb, "ce": ce, "emb": emb}
-
-    def score() -> dict[str, float]:
-        parts = [outputs(splits["val"], index) for index in chosen["val"].split(EVAL_BATCH)]
-        logits = torch.cat([p[0] for p in parts])
-        truth = local[torch.cat([p[2] for p in parts])]
-        found = metrics.scores(truth.cpu().numpy(), logits.cpu().numpy())
-        return found | {"loss": float(F.cross_entropy(logits, truth))}
-
-    fitted = fit(
-        expert,
-        f"expert:{region}",
-        config.stage1,
-        clips=len(chosen["train"]),
-        loss=loss,
-        score=score if len(chosen.get("val", ())) else None,
-        select=config.select,
-        seed=run.seed,
-        report=run.record,
-    )
-    expert.load_state_dict(fitted.best)
-    runs.save_state(run.run_dir / "experts" / f"{region}.safetensors", fitted.best)
+    device = group.data.splits["train"].label.device
+    experts: dict[int, nn.Module] = {}
+    keys: dict[int, str] = {}
+    for i, (model, seed) in enumerate(zip(models, group.seeds, strict=True)):
+        torch.manual_seed(seed_of(seed, f"init expert:{name}"))
+        expert = model.new_expert(name).to(device)
+        keys[seed] = expert_key(group, name, expert, seed)
+        if (known := read_state(_path(group, name, keys[seed]))) and known[1].get("key") == keys[seed]:
+            model.adopt(name, known[0])
+            for record in known[1]["records"]:
+                group.reports[i](record, again=True)
+        else:
+            experts[i] = expert
+    if not experts:
+        return keys
+    task = _expert_task(group, name, experts)
+    if task is None:
+        return {}
+    first = keys[task.seeds[0]]
+    unfinished = _path(group, name, first).with_suffix(".part")
+    checkpoint = Checkpoint(unfinished, digest([keys[seed] for seed in task.seeds]), group.every_s)
+    for i, fitted in zip(experts, fit(task, [group.reports[i] for i in experts], checkpoint), strict=True):
+        key = keys[group.seeds[i]]
+        facts = {"key": key, "best_epoch": fitted.best_epoch, "records": fitted.records}
+        write_state(_path(group, name, key), fitted.best, facts)
+        models[i].adopt(name, fitted.best)
+    checkpoint.remove()
+    return keys
 
 
-def stage2(run: Run, model: Any) -> Fitted:
-    """Trains the whole head with cross entropy alone."""
-    split, smoothing = run.splits["train"], run.config.stage2.label_smoothing
-
-    def loss(index: Tensor) -> dict[str, Tensor]:
-        logits = model(split.batch(index)).logits
-        return {"loss": F.cross_entropy(logits, split.label[index], label_smoothing=smoothing)}
-
-    def score() -> dict[str, float]:
-        probabilities, _, value = predict(model, run.splits["val"])
-        truth = run.splits["val"].label.cpu().numpy()
-        return metrics.scores(truth, probabilities, run.info.coarse) | {"loss": value}
-
-    return fit(
-        model,
-        FUSION,
-        run.config.stage2,
-        clips=len(split.label),
-        loss=loss,
-        score=score if "val" in run.splits else None,
-        select=run.config.select,
-        seed=run.seed,
-        report=run.record,
+def _expert_task(group: Group, name: str, experts: dict[int, nn.Module]) -> Task | None:
+    config, multi = group.config, group.info.multi
+    any_expert: Any = next(iter(experts.values()))
+    inputs, targets, local = {}, {}, {}
+    for split, data in group.data.splits.items():
+        target = data.target(group.classes)
+        seen = any_expert.inputs(data.tensors)
+        rows = (any_expert.local(target).any(-1) & seen["valid"].any(-1)).nonzero()[:, 0]
+        if len(rows):
+            inputs[split] = {name: tensor.index_select(0, rows) for name, tensor in seen.items()}
+            targets[split] = target[rows]
+            local[split] = any_expert.local(targets[split])
+    if "train" not in inputs:
+        return None
+    criterion = make_criterion(local["train"], config.loss, config.stage1.label_smoothing, multi)
+    plain = make_criterion(
+        local["train"], config.loss.model_copy(update={"logit_adjustment": 0.0}), 0.0, multi
     )
 
+    def parts(expert: Any, index: Tensor, weight: Tensor) -> Parts:
+        out = expert({name: tensor.index_select(0, index) for name, tensor in inputs["train"].items()})
+        return weighted(expert.loss(out, targets["train"].index_select(0, index), criterion), weight)
 
-def _expert(run: Run, model: Any, region: str) -> Expert:
-    width = model.routing.k.in_features
-    heads = ExpertHeads(width, len(run.info.experts.get(region, ())), run.config.emb_pool)
-    return Expert(model.experts[region], heads)
+    def score(expert: Any) -> dict[str, float]:
+        count = len(targets["val"])
+        batches = (
+            {n: t[i : i + EVAL_BATCH] for n, t in inputs["val"].items()} for i in range(0, count, EVAL_BATCH)
+        )
+        logits = torch.cat([expert(batch)["logits"] for batch in batches])
+        truth = local["val"] if multi else local["val"].argmax(-1)
+        found = metrics.scores(truth.cpu().numpy(), probabilities(logits, multi))
+        return found | {"loss": float(plain(logits, local["val"]).mean())}
+
+    return Task(
+        stage=f"expert:{name}",
+        config=config.stage1,
+        modules=list(experts.values()),
+        seeds=[group.seeds[i] for i in experts],
+        clips=len(targets["train"]),
+        parts=parts,
+        score=score if "val" in inputs else None,
+        select=group.select,
+        chances=chances(local["train"], config.loss),
+        precision=config.precision,
+        compiled=group.compiled,
+    )
 
 
-def load_expert(run: Run, model: Any, region: str, source: Path) -> None:
-    path = source / "experts" / f"{region}.safetensors"
-    if path.exists() or not (source / "result.json").exists():
-        runs.load_state(path, _expert(run, model, region).to(next(model.parameters()).device))
-    # else: a finished run without this expert had no clips for it either
+def stage2(group: Group, models: Sequence[Any]) -> list[Fitted]:
+    """Trains the whole heads, with cross entropy alone unless a head has a loss of its own."""
+    config, multi = group.config, group.info.multi
+    split = group.data.splits["train"]
+    target = split.target(group.classes)
+    criterion = make_criterion(target, config.loss, config.stage2.label_smoothing, multi)
+
+    def parts(model: Any, index: Tensor, weight: Tensor) -> Parts:
+        out, wanted = model(split.batch(index)), target.index_select(0, index)
+        own = getattr(model, "loss", None)
+        losses = own(out, wanted, criterion) if own else {"loss": criterion(out["logits"], wanted)}
+        return weighted(losses, weight)
+
+    task = Task(
+        stage=FUSION,
+        config=config.stage2,
+        modules=models,
+        seeds=group.seeds,
+        clips=len(target),
+        parts=parts,
+        score=_scorer(group, group.data.splits["val"]) if "val" in group.data.splits else None,
+        select=group.select,
+        chances=chances(target, config.loss),
+        precision=config.precision,
+        compiled=group.compiled,
+    )
+    checkpoint = Checkpoint(group.state, group.key(), group.every_s)
+    fitted = fit(task, group.reports, checkpoint)
+    checkpoint.remove()
+    return fitted
 
 
-def _clips_of(split: SplitFeatures, region: str, classes: Tensor) -> Tensor:
-    """Index of the clips whose label is among the classes and whose region is present at some step."""
-    seen = split.tensors["sem_parts_valid"][:, REGIONS.index(region)].any(-1)
-    return (torch.isin(split.label, classes) & seen).nonzero()[:, 0]
+def _scorer(group: Group, split: SplitFeatures) -> Any:
+    multi, target = group.info.multi, split.target(group.classes)
+    plain = make_criterion(target, group.config.loss.model_copy(update={"logit_adjustment": 0.0}), 0.0, multi)
+    truth = split.label.cpu().numpy()
+
+    def score(model: nn.Module) -> dict[str, float]:
+        logits = predict(model, split)["logits"]
+        found = metrics.scores(truth, probabilities(logits, multi), group.info.coarse)
+        return found | {"loss": float(plain(logits, target).mean())}
+
+    return score
+
+
+def weighted(losses: dict[str, Tensor], weight: Tensor) -> Parts:
+    """Means over the clips of a batch [B] that count."""
+    return {name: (value * weight).sum() / weight.sum() for name, value in losses.items()}
+
+
+def _path(group: Group, name: str, key: str) -> Path:
+    return group.experts / f"{name}-{key[:16]}.safetensors"

@@ -1,27 +1,36 @@
 """Training of a head from cached features: both stages, then the files of the run folder."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from heads import metrics, runs, spec
-from heads.config import Config
+from heads.checkpoint import EVERY_S, write_state
 from heads.features import FeatureSet, load_features
 from heads.labels import LabelVectors, label_vectors
-from heads.loop import Record, predict, seed_of
-from heads.stages import Run, load_expert, stage1, stage2
+from heads.loop import Fitted, predict, probabilities, seed_of
+from heads.options import Config
+from heads.progress import Record
+from heads.stages import Group, stage1, stage2
+from heads.step import arithmetic, autocast
 from pipeline.errors import UserError
+from pipeline.spec import digest
 
 
 @dataclass(frozen=True)
 class RunResult:
     """Scores of the best epoch (shares of 1, all of `heads.metrics.scores`) and what they cost.
 
-    `split` is "val", or "train" when there is no val: then the last epoch counts and the scores prove
-    nothing.
+    `split` is "val", or "train" when there is no val: then the last epoch counts and the scores prove nothing.
+    `seconds` are shared by runs that were trained side by side. `experts` are the keys of its stage-1 experts.
+    `difference` says how far predictions in a lower
+    precision are from these, which are made in fp32 (empty for an fp32 run).
     """
 
     run_dir: Path
@@ -33,6 +42,8 @@ class RunResult:
     best_epoch: int
     parameters: int
     seconds: float
+    experts: dict[str, str] = field(default_factory=dict)
+    difference: dict[str, float] = field(default_factory=dict)
 
     @property
     def top1(self) -> float:
@@ -46,32 +57,43 @@ class RunResult:
 
 
 def train(
+    cache: Path, dataset: str, config: Config, run_dir: Path, seed: int = 0, **options: Any
+) -> RunResult:
+    """One run; see `train_group` for the options."""
+    return train_group(cache, dataset, config, {seed: run_dir}, **options)[0]
+
+
+def train_group(
     cache: Path,
     dataset: str,
     config: Config,
-    run_dir: Path,
-    seed: int = 0,
+    folders: dict[int, Path],
     *,
     variant: str = "full",
     features: FeatureSet | None = None,
-    experts_from: Path | None = None,
+    experts: Path | None = None,
     device: str = "cpu",
+    compiled: bool = False,
+    every_s: float = EVERY_S,
     on_epoch: Callable[[Record], None] | None = None,
-) -> RunResult:
-    """Trains a head on split "train", picks the epoch on "val" and writes the run folder (see `heads.runs`).
+) -> list[RunResult]:
+    """Trains a head on split "train", picks the epoch on "val" and writes run folders (see `heads.runs`).
 
-    The same seed on the same machine and number of threads gives the same bytes.
+    Several seeds train side by side as one batched model: faster on a GPU, and on a CPU for narrow models. The
+    same seeds on the same machine and number of threads give the same bytes. An interrupted call goes on where
+    it was, and gives the bytes of an uninterrupted one.
 
     Args:
         cache: the cache folder.
         dataset: name of the data set in it.
         config: from `heads.config.load_config`.
-        run_dir: a new or empty folder.
-        seed: of initialisation, order and dropout.
-        variant: a name for the record, e.g. of `heads.config.VARIANTS`; the config is taken as it is.
+        folders: seed (of initialisation, order and dropout) -> a new folder, or that of the interrupted run.
+        variant: a name for the record, e.g. of `heads.config.variant_config`; the config is taken as it is.
         features: what `load_features` gave for the same config, to read the cache once for many runs.
-        experts_from: folder of a run whose stage-1 experts are taken instead of training them.
+        experts: folder where trained experts are kept and found; default: beside the first run.
         device: "cpu", "cuda", ...
+        compiled: compile the step with torch.compile, which takes a minute and pays for long runs.
+        every_s: seconds between two checkpoints of an unfinished stage; 0 = every epoch.
         on_epoch: called with every record; `heads.runs.epoch_line` formats one.
 
     Raises:
@@ -88,51 +110,85 @@ def train(
         )
     if "train" not in data.splits:
         raise UserError(f"{dataset}: no usable clip in split train ({_reasons(data)}); build the cache first")
-    if experts_from is not None:
-        _check_source(experts_from, data)
     vectors = _vectors(data, config)
     info = data.info(vectors.vectors)
-    if config.expert_classes is not None:
-        info = replace(info, experts=_checked(config.expert_classes, len(info.classes)))
-    splits = {name: split.to(device) for name, split in data.splits.items()}
+    data = data.to(device)
+    first = next(iter(folders.values()))
     cuda = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), arithmetic(config.precision, device), ExitStack() as stack:
+        models = _models(config, info, data, list(folders), device)
+        reports = []
+        for seed, folder in folders.items():
+            facts = {"dataset": dataset, "variant": variant, "seed": seed, "device": device}
+            facts["key"] = digest([seed, config.model_dump(mode="json"), data.digest])
+            runs.open_run(folder, config, facts | runs.facts(data, info, vectors), vectors)
+            reports.append(stack.enter_context(runs.Recorder(folder, config.tensorboard, on_epoch)))
+        group = Group(
+            config, info, data, list(folders), reports, experts or first.parent / "experts",
+            first / "state.safetensors", compiled, every_s,
+        )  # fmt: skip
+        keys = {name: stage1(group, models, name) for name in getattr(models[0], "expert_names", tuple)()}
+        fitted = stage2(group, models)
+    results = []
+    for model, fit, (seed, folder) in zip(models, fitted, folders.items(), strict=True):
+        scores, difference = _write(group, model, fit, folder)
+        result = RunResult(
+            run_dir=folder,
+            dataset=dataset,
+            variant=variant,
+            seed=seed,
+            split=_shown(data),
+            scores=scores,
+            best_epoch=fit.best_epoch,
+            parameters=sum(p.numel() for p in model.parameters()),
+            seconds=round(time.perf_counter() - began, 3),
+            experts={name: found[seed] for name, found in keys.items() if found},
+            difference=difference,
+        )
+        runs.write_json(folder / "result.json", asdict(result) | {"run_dir": folder.name})
+        results.append(result)
+    return results
+
+
+def _models(
+    config: Config, info: spec.HeadInfo, data: FeatureSet, seeds: Sequence[int], device: str
+) -> list[Any]:
+    """Untrained heads, one per seed, with the statistics of the train split."""
+    models = []
+    for seed in seeds:
         torch.manual_seed(seed_of(seed, "init"))
-        model = spec.build(config, info).to(device)
-        facts = {"dataset": data.dataset, "variant": variant, "seed": seed, "device": device}
-        facts |= {"experts_from": experts_from and str(experts_from), **runs.facts(data, info, vectors)}
-        runs.create_run(run_dir, config, facts)
-        with runs.Recorder(run_dir, config.tensorboard, on_epoch) as record:
-            run = Run(config, info, splits, seed, run_dir, record)
-            if hasattr(model, "fit_normalisation"):
-                model.fit_normalisation(splits["train"].tensors)
-            for region in getattr(model, "experts", ()):
-                if experts_from is None:
-                    stage1(run, model, region)
-                else:
-                    load_expert(run, model, region, experts_from)
-            fitted = stage2(run, model)
-    runs.save_state(run_dir / "last.safetensors", fitted.last)
-    runs.save_state(run_dir / "best.safetensors", fitted.best)
-    model.load_state_dict(fitted.best)
-    split = "val" if "val" in splits else "train"
-    shown = splits[split]
-    probabilities, attention, _ = predict(model, shown)
-    label = shown.label.cpu().numpy()
-    runs.write_predictions(run_dir, shown.clip_id, label, probabilities, attention, names=info.classes)
-    result = RunResult(
-        run_dir=run_dir,
-        dataset=data.dataset,
-        variant=variant,
-        seed=seed,
-        split=split,
-        scores=metrics.scores(label, probabilities, info.coarse),
-        best_epoch=fitted.best_epoch,
-        parameters=sum(p.numel() for p in model.parameters()),
-        seconds=round(time.perf_counter() - began, 3),
-    )
-    runs.write_json(run_dir / "result.json", asdict(result) | {"run_dir": run_dir.name})
-    return result
+        models.append(spec.build(config, info).to(device))
+    if hasattr(models[0], "fit_normalisation"):
+        models[0].fit_normalisation(data.splits["train"].tensors)
+        for other in models[1:]:
+            other.load_state_dict(dict(models[0].named_buffers()), strict=False)
+    return models
+
+
+def _write(
+    group: Group, model: torch.nn.Module, fit: Fitted, folder: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Checkpoints, predictions and confusion matrix of one run; its scores, and what low precision changes."""
+    write_state(folder / "last.safetensors", fit.last)
+    write_state(folder / "best.safetensors", fit.best)
+    split, multi, precision = group.data.splits[_shown(group.data)], group.info.multi, group.config.precision
+    out = predict(model, split)
+    found, label = probabilities(out["logits"], multi), split.label.cpu().numpy()
+    attention = out["attn"].cpu().numpy() if "attn" in out else None
+    runs.write_predictions(folder, split.clip_id, label, found, attention, names=group.info.classes)
+    scores = metrics.scores(label, found, group.info.coarse)
+    if precision == "fp32":
+        return scores, {}
+    device = split.label.device
+    with arithmetic(precision, device.type), autocast(precision, device):
+        low = probabilities(predict(model, split)["logits"].float(), multi)
+    others = metrics.scores(label, low, group.info.coarse)
+    difference = {name: others[name] - value for name, value in scores.items()}
+    return scores, difference | {"probability_max": float(np.abs(low - found).max())}
+
+
+def _shown(data: FeatureSet) -> str:
+    return "val" if "val" in data.splits else "train"
 
 
 def _vectors(data: FeatureSet, config: Config) -> LabelVectors:
@@ -144,22 +200,6 @@ def _vectors(data: FeatureSet, config: Config) -> LabelVectors:
         oov=rules.oov,
         overrides=rules.overrides,
     )
-
-
-def _checked(classes: dict[str, tuple[int, ...]], count: int) -> dict[str, tuple[int, ...]]:
-    for region, ids in classes.items():
-        if not all(0 <= i < count for i in ids) or len(set(ids)) != len(ids):
-            raise UserError(
-                f"expert_classes.{region}: {list(ids)} must be distinct and within 0..{count - 1}"
-            )
-    return classes
-
-
-def _check_source(source: Path, data: FeatureSet) -> None:
-    """Experts are of use only on the features they were trained on."""
-    stages = runs.read_run(source)[1]["stages"]
-    if "semantic" in data.keys and stages.get("semantic") != data.keys["semantic"]:
-        raise UserError(f"{source}: its experts were trained on other semantic features; train them here")
 
 
 def _reasons(data: FeatureSet) -> str:

@@ -2,13 +2,17 @@
 
 import pytest
 
-from heads.config import PRESETS, Config, load_config, parse_config, variant_config
+from heads.config import PRESETS, load_config, parse_config, variant_config
+from heads.options import Config
 from pipeline.errors import UserError
 
 
 def test_presets_load() -> None:
     names = {path.stem for path in PRESETS.glob("*.yaml")}
-    assert {"bmoe_demo", "bmoe_b768", "bmoe_tiny"} <= names
+    assert names == {
+        "bmoe_g1408_author", "bmoe_g1408", "bmoe_l1024", "bmoe_b768", "bmoe_tiny", "bmoe_demo", "gs_moe_b",
+        "linear_probe", "attn_pool_probe", "manet_cached",
+    }  # fmt: skip
     for name in names:
         config = load_config(name)
         assert parse_config(config.model_dump(mode="json")) == config
@@ -17,7 +21,7 @@ def test_presets_load() -> None:
 def test_overrides_are_typed() -> None:
     config = load_config(
         "bmoe_tiny",
-        ["m3e.depth=2", "motion.enabled=false", "stage1.lr=1e-4", "regions=[head, body]",
+        ["m3e.depth=2", "motion.enabled=false", "stage1.lr=1e-4", "experts=[head, body]",
          "labels.glove=/a b/g.txt", "stage2.milestones=[3, 5]", "expert_classes={head: [1, 2]}"],
     )  # fmt: skip
     assert config.m3e.depth == 2
@@ -25,7 +29,7 @@ def test_overrides_are_typed() -> None:
     assert config.motion.enabled is False
     assert config.stage1.lr == 1e-4
     assert config.stage2.milestones == (3, 5)
-    assert config.regions == ("head", "body")
+    assert config.experts == {"head": "head", "body": "body"}
     assert config.labels.glove == "/a b/g.txt"
     assert config.expert_classes == {"head": (1, 2)}
 
@@ -43,8 +47,11 @@ def test_overrides_are_typed() -> None:
         ("query_norm=batch", "query_norm: Input should be 'layernorm', 'softmax' or 'none'"),
         ("stage1.lr=.nan", "stage1.lr"),
         ("recipe=best", "recipe"),
-        ("regions=[head, foot]", "regions must be distinct and among head, body"),
-        ("regions=[head", "not a YAML value"),
+        ("experts=[head, foot]", "experts.foot: 'foot' is no view; the views are full, head"),
+        ("experts={my/head: head}", "'my/head' is no name for an expert"),
+        ("experts=[]", "experts is empty"),
+        ("experts=[head", "not a YAML value"),
+        ("query=gate", "set gate_expert=true too"),
         ("pos=2023-01-01", "pos"),
     ],
 )
@@ -57,7 +64,7 @@ def test_wrong_overrides(override: str, message: str) -> None:
 
 def test_wrong_presets() -> None:
     with pytest.raises(
-        UserError, match=r"unknown head preset '../x'; known: bmoe_b768, bmoe_demo, bmoe_tiny"
+        UserError, match=r"unknown head preset '../x'; known: attn_pool_probe, bmoe_b768, bmoe_demo"
     ):
         load_config("../x")
     with pytest.raises(UserError, match=r"a.yaml: m3e.dept: unknown key; near: m3e.depth"):
@@ -71,7 +78,7 @@ def test_recipes() -> None:
     for stage in (paper.stage1, paper.stage2):
         assert (stage.optimizer, stage.lr, stage.momentum, stage.weight_decay) == ("sgd", 0.00125, 0.9, 1e-4)
         assert (stage.batch, stage.milestones, stage.gamma, stage.clip) == (10, (30, 60), 0.1, 20.0)
-    assert (paper.stage1.epochs, paper.stage2.epochs) == (100, 7)
+    assert (paper.stage1.epochs, paper.stage2.epochs) == (500, 7)
     assert Config().stage1.optimizer == "adamw"
     small = load_config("bmoe_demo")
     assert (small.stage1.epochs, small.stage2.epochs, small.stage2.lr) == (6, 16, 0.0003)
@@ -84,5 +91,5 @@ def test_variants() -> None:
     assert not variant_config(config, "semantic_only").motion.enabled
     assert not variant_config(config, "motion_only").semantic.enabled
     dropped = variant_config(config, "drop_upper_limb")
-    assert dropped.regions == ("head", "body", "lower_limb")
+    assert list(dropped.experts) == ["head", "body", "lower_limb"]
     assert dropped.m3e.depth == 2

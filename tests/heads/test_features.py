@@ -133,7 +133,8 @@ def test_info(cache: Path) -> None:
     info = data.info(np.zeros((12, 300), np.float32))
     assert info.classes[11] == "patting legs"
     assert info.coarse == (0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5)
-    assert info.experts["upper_limb"] == (5, 6, 7)
+    assert info.experts["strict"]["upper_limb"] == (5, 6, 7)
+    assert not info.multi
     only = data.only(MOTION)
     assert (only.dim, only.motion_dim, set(only.keys)) == (0, 24, {"motion"})
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heads.m3e import M3E, MHSA, ExpertHeads, masked_mean
+from heads.layers import masked_mean
+from heads.m3e import M3E, MHSA, ExpertHeads
 from heads.sgp import SGP
 
 SGP_TINY = {"kernel": 1, "k": 1.5, "hidden": 8, "init_std": 0.1, "path_pdrop": 0.0}
 M3E_TINY: dict[str, Any] = {
     "depth": 1,
     "heads": 2,
+    "qkv_bias": True,
     "prenorm": True,
     "ffn_ratio": 0.0,
     "outer_residual": True,

@@ -38,7 +38,7 @@ def test_absent_class_counts_zero() -> None:
     """Three classes, the third neither true nor predicted: F1 is (1 + 1 + 0) / 3, not 1."""
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
     found = scores(np.array([0, 1]), probabilities)
-    assert found == {"top1": 1.0, "top5": 1.0, "f1_macro": pytest.approx(2 / 3)}
+    assert found == {"top1": 1.0, "top5": 1.0, "f1_macro": pytest.approx(2 / 3), "f1_micro": 1.0}
 
 
 def test_official_mean() -> None:

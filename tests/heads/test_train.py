@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from heads.config import load_config, variant_config
 from heads.evaluate import evaluate
 from heads.features import FeatureSet, load_features
 from heads.labels import label_vectors
-from heads.loop import _factor, fit, predict
-from heads.m3e import ExpertHeads
-from heads.runs import epoch_line, load_state
-from heads.stages import Expert
+from heads.loop import predict, probabilities
+from heads.runs import epoch_line
 from heads.train import RunResult, train
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS
@@ -80,10 +77,14 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
 def test_run_folder(finished: RunResult) -> None:
     folder = finished.run_dir
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "info.json", "metrics.jsonl", "experts", "best.safetensors", "last.safetensors",
+        "config.json", "info.json", "metrics.jsonl", "glove.300d.txt", "best.safetensors", "last.safetensors",
         "predictions.npz", "confusion.csv", "result.json",
     }  # fmt: skip
-    assert {p.stem for p in (folder / "experts").iterdir()} == set(REGIONS)
+    kept = {f"{name}-{key[:16]}.safetensors" for name, key in finished.experts.items()}
+    assert {name.partition("-")[0] for name in kept} == set(REGIONS)
+    assert kept <= {p.name for p in (folder.parent / "experts").iterdir()}
+    words = label_vectors(["nodding"], folder / "glove.300d.txt")
+    np.testing.assert_array_equal(words.vectors, label_vectors(["nodding"]).vectors)
     info = json.loads((folder / "info.json").read_text())
     assert info["stages"] == SMALL.keys
     assert info["seed"] == 0
@@ -114,22 +115,22 @@ def test_run_folder(finished: RunResult) -> None:
     assert json.loads((folder / "result.json").read_text())["scores"] == finished.scores
 
 
+def same_bytes(a: Path, b: Path) -> bool:
+    names = ("metrics.jsonl", "best.safetensors", "last.safetensors", "predictions.npz", "confusion.csv")
+    others = ("config.json", "info.json", "glove.300d.txt")
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names + others)
+
+
 def test_same_seed_same_bytes(finished: RunResult, tmp_path: Path) -> None:
     again = run(tmp_path / "b")
-    names = [
-        "metrics.jsonl",
-        "best.safetensors",
-        "last.safetensors",
-        "predictions.npz",
-        "confusion.csv",
-        "config.json",
-    ]
-    for name in [*names, "info.json", "experts/head.safetensors"]:
-        assert (again.run_dir / name).read_bytes() == (finished.run_dir / name).read_bytes(), name
+    assert same_bytes(again.run_dir, finished.run_dir)
+    assert again.experts == finished.experts
+    for name, key in again.experts.items():
+        file = f"experts/{name}-{key[:16]}.safetensors"
+        assert (tmp_path / file).read_bytes() == (finished.run_dir.parent / file).read_bytes()
     other = run(tmp_path / "c", seed=1)
-    assert (other.run_dir / "best.safetensors").read_bytes() != (
-        finished.run_dir / "best.safetensors"
-    ).read_bytes()
+    best = [folder / "best.safetensors" for folder in (other.run_dir, finished.run_dir)]
+    assert best[0].read_bytes() != best[1].read_bytes()
 
 
 def test_does_not_touch_the_global_generator(tmp_path: Path) -> None:
@@ -163,26 +164,35 @@ def test_evaluate_refuses(finished: RunResult, tmp_path: Path) -> None:
         evaluate(finished.run_dir, tmp_path, features=replace(SMALL, dim=64))
 
 
-def test_experts_from_another_run(finished: RunResult, tmp_path: Path) -> None:
-    """Stage 2 from stored experts equals the run that trained them; variants reuse them."""
-    again = run(tmp_path / "again", experts_from=finished.run_dir)
-    assert (again.run_dir / "best.safetensors").read_bytes() == (
-        finished.run_dir / "best.safetensors"
-    ).read_bytes()
-    assert not (again.run_dir / "experts").exists()
-    config = variant_config(TINY, "drop_head")
-    dropped = train(
-        Path("unused"), "demo", config, tmp_path / "drop", features=SMALL, variant="drop_head",
-        experts_from=finished.run_dir,
-    )  # fmt: skip
-    assert dropped.parameters < finished.parameters
-    other = replace(SMALL, keys=SMALL.keys | {"semantic": "ab" * 32})
-    with pytest.raises(UserError, match="other semantic features"):
-        run(tmp_path / "other", data=other, experts_from=finished.run_dir)
+def test_experts_are_reused(finished: RunResult, tmp_path: Path) -> None:
+    """A second run takes its experts from the folder and ends with the same bytes; so does every variant."""
+    store = finished.run_dir.parent / "experts"
+    told: list[dict] = []
+    again = run(tmp_path / "again", experts=store, on_epoch=told.append)
+    assert {record["stage"] for record in told} == {"fusion"}
+    assert same_bytes(again.run_dir, finished.run_dir)  # the records of stage 1 too
+    assert again.experts == finished.experts
+    known = {p.name for p in store.iterdir()}
+    for variant in ("drop_head", "semantic_only"):
+        config = variant_config(TINY, variant)
+        result = train(Path("x"), "demo", config, tmp_path / variant, features=SMALL, experts=store)
+        assert result.experts.items() <= finished.experts.items()
+        assert result.parameters < finished.parameters
+    assert {p.name for p in store.iterdir()} == known
+    for changed in ({"data": replace(SMALL, keys=SMALL.keys | {"semantic": "ab" * 32})}, {"seed": 7}):
+        result = run(tmp_path / str(list(changed)), ("stage2.epochs=1",), experts=store, **changed)  # type: ignore[arg-type]
+        assert not set(result.experts.values()) & set(finished.experts.values())
+    result = run(tmp_path / "sgp", ("sgp.kernel=3", "stage2.epochs=1"), experts=store)
+    assert not set(result.experts.values()) & set(finished.experts.values())
+
+
+def trained_experts(result: RunResult) -> dict[str, dict[str, torch.Tensor]]:
+    folder = result.run_dir.parent / "experts"
+    return {n: load_file(folder / f"{n}-{key[:16]}.safetensors") for n, key in result.experts.items()}
 
 
 def test_stage1_loss_by_hand(tmp_path: Path) -> None:
-    """At a learning rate of nothing the record holds CE over the region's classes and the mean squared
+    """At a learning rate of nothing the record holds CE over the expert's classes and the mean squared
     error of the embedding, over the clips of those classes whose region is present.
     """
     data = synthetic(train=48, val=24, dim=32, motion_dim=24, steps=4, absent=0.3)
@@ -192,21 +202,27 @@ def test_stage1_loss_by_hand(tmp_path: Path) -> None:
     config = load_config("bmoe_tiny", still)
     vectors = torch.from_numpy(label_vectors([label.name for label in data.taxonomy.labels]).vectors)
     model = spec.build(config, data.info(vectors.numpy()))
-    for row, region in enumerate(REGIONS):
+    split = data.splits["train"]
+    for region, state in trained_experts(result).items():
         classes = data.taxonomy.experts[region]
-        expert = Expert(model.experts[region], ExpertHeads(16, len(classes)))
-        load_state(result.run_dir / "experts" / f"{region}.safetensors", expert)
-        split = data.splits["train"]
-        x, valid = split.tensors["sem_parts"][:, row], split.tensors["sem_parts_valid"][:, row]
-        chosen = [i for i, c in enumerate(split.label.tolist()) if c in classes and valid[i].any()]
+        expert = model.new_expert(region)
+        expert.load_state_dict(state)
+        inputs = expert.inputs(split.tensors)
+        present = inputs["valid"].any(-1).tolist()
+        chosen = [i for i, c in enumerate(split.label.tolist()) if c in classes and present[i]]
         assert 0 < len(chosen) < sum(c in classes for c in split.label.tolist())
-        logits, embedding = expert(x[chosen], valid[chosen])
+        out = expert({name: tensor[chosen] for name, tensor in inputs.items()})
         local = torch.tensor([classes.index(c) for c in split.label[chosen].tolist()])
         record = next(r for r in records if r["stage"] == f"expert:{region}")
-        assert record["ce"] == pytest.approx(F.cross_entropy(logits, local).item(), rel=1e-4)
-        emb = (embedding - vectors[split.label[chosen]]).square().mean().item()
+        assert record["ce"] == pytest.approx(F.cross_entropy(out["logits"], local).item(), rel=1e-4)
+        emb = (out["embedding"] - vectors[split.label[chosen]]).square().mean().item()
         assert record["emb"] == pytest.approx(emb, rel=1e-4)
         assert record["loss"] == pytest.approx(record["ce"] + 50 * record["emb"], rel=1e-5)
+    summed = run(tmp_path / "sum", (*still, "emb_reduction=sum"), data=data, experts=tmp_path / "other")
+    lines = (summed.run_dir / "metrics.jsonl").read_text().splitlines()
+    by_stage = {r["stage"]: r for r in map(json.loads, lines)}
+    for record in records:
+        assert by_stage[record["stage"]]["emb"] == pytest.approx(300 * record["emb"], rel=1e-4)
 
 
 def test_stage1_starts_stage2(tmp_path: Path) -> None:
@@ -215,8 +231,7 @@ def test_stage1_starts_stage2(tmp_path: Path) -> None:
     wild = ("stage1.epochs=6", "stage1.lr=0.1", "stage2.epochs=0")
     result = run(tmp_path / "run", wild, on_epoch=records.append)
     best = load_file(result.run_dir / "best.safetensors")
-    for region in REGIONS:
-        expert = load_file(result.run_dir / "experts" / f"{region}.safetensors")
+    for region, expert in trained_experts(result).items():
         for name, tensor in expert.items():
             if name.startswith("m3e."):
                 assert torch.equal(best[f"experts.{region}.{name.removeprefix('m3e.')}"], tensor), name
@@ -229,7 +244,7 @@ def test_stage1_starts_stage2(tmp_path: Path) -> None:
 def test_motion_only_and_no_val(tmp_path: Path) -> None:
     config = variant_config(load_config("bmoe_tiny", ["stage2.epochs=2"]), "motion_only")
     result = train(Path("unused"), "demo", config, tmp_path / "m", features=SMALL, variant="motion_only")
-    assert not (result.run_dir / "experts").exists()
+    assert result.experts == {}
     assert evaluate(result.run_dir, Path("unused"), features=SMALL) == result.scores
     only_train = replace(SMALL, splits={"train": SMALL.splits["train"]})
     result = run(tmp_path / "t", ("stage1.epochs=1", "stage2.epochs=2"), data=only_train)
@@ -245,9 +260,18 @@ def test_refuses(finished: RunResult, tmp_path: Path) -> None:
         run(tmp_path / "none", data=replace(SMALL, splits={"val": SMALL.splits["val"]}))
     with pytest.raises(UserError, match="load them again"):
         run(tmp_path / "steps", ("t_len=8",))
-    with pytest.raises(UserError, match=r"expert_classes.head"):
+    with pytest.raises(UserError, match=r"expert_classes.head: .* within 0..11"):
         run(tmp_path / "classes", ("expert_classes={head: [0, 12]}",))
-    assert [p.name for p in tmp_path.iterdir()] == ["nan"]  # the others are refused before a folder is made
+    with pytest.raises(UserError, match="the data set has strict"):
+        run(tmp_path / "classes", ("expert_classes=loose",))
+    with pytest.raises(UserError, match="features of width 1408, the cache has 32"):
+        run(tmp_path / "classes", ("d_in=1408",))
+    with pytest.raises(
+        UserError, match="no parameter begins with 'expert'; they begin with classifier, experts"
+    ):
+        run(tmp_path / "freeze", ("stage2.freeze=[expert]", "stage1.epochs=0"))
+    with pytest.raises(UserError, match="select=map: scores of these labels are top1"):
+        run(tmp_path / "select", ("select=map",))
 
 
 def test_from_a_real_cache(tmp_path: Path) -> None:
@@ -261,47 +285,23 @@ def test_from_a_real_cache(tmp_path: Path) -> None:
     assert info["stages"] == load_features(cache, "demo", 4).keys
 
 
-def test_patience_and_schedules() -> None:
-    module = torch.nn.Linear(2, 1)
-    seen: list[dict] = []
-    config = TINY.stage2.model_copy(update={"epochs": 50, "patience": 3})
-
-    def loss(index: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": module(torch.ones(len(index), 2)).square().mean()}
-
-    values = iter([0.1, 0.5, *[0.5] * 50])
-    fitted = fit(
-        module, "s", config, clips=4, loss=loss, score=lambda: {"top1": next(values), "loss": 1.0},
-        select="top1", seed=0, report=seen.append,
-    )  # fmt: skip
-    assert (fitted.best_epoch, fitted.epochs, len(seen)) == (2, 5, 5)
-    still = TINY.stage2.model_copy(update={"epochs": 1, "lr": 1e-30, "batch": 2})
-
-    def number(index: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": index.float().mean() + 0 * module.weight.sum()}
-
-    fit(module, "s", still, clips=5, loss=number, score=None, select="top1", seed=0, report=seen.append)
-    assert seen[-1]["loss"] == pytest.approx(2.0)  # the mean over the clips, though the last batch is smaller
-    paper = load_config("bmoe_tiny", ["recipe=paper", "stage2.epochs=100"]).stage2
-    assert [_factor(paper, e) for e in (0, 29.9, 30, 60)] == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = config.model_copy(update={"warmup": 2, "epochs": 12})
-    assert [_factor(cosine, e) for e in (0, 2, 7, 12)] == pytest.approx([0.1 / 2.1, 1, 0.5, 0])
-
-
 def test_predict_is_batch_independent(finished: RunResult) -> None:
     """Scores of a clip do not depend on the clips beside it."""
     data = SMALL
     model = spec.build(TINY, data.info(np.zeros((12, 300), np.float32)))
     model.load_state_dict(load_file(finished.run_dir / "best.safetensors"))
-    whole, attention, loss = predict(model, data.splits["val"])
+    out = predict(model, data.splits["val"])
     alone = replace(
         data.splits["val"],
         clip_id=data.splits["val"].clip_id[:3],
         label=data.splits["val"].label[:3],
         tensors={k: v[:3] for k, v in data.splits["val"].tensors.items()},
     )
-    np.testing.assert_allclose(predict(model, alone)[0], whole[:3], atol=1e-6)
-    assert attention is not None
-    picked = whole[np.arange(24), data.splits["val"].label.numpy()]
-    assert loss == pytest.approx(-np.log(picked).mean(), rel=1e-4)
-    assert math.isfinite(loss)
+    torch.testing.assert_close(predict(model, alone)["logits"], out["logits"][:3], rtol=0, atol=1e-6)
+    with np.load(finished.run_dir / "predictions.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["probabilities"], probabilities(out["logits"], multi=False))
+        np.testing.assert_array_equal(arrays["attention"], out["attn"].numpy())
+    value = F.cross_entropy(out["logits"], data.splits["val"].label).item()
+    records = [json.loads(line) for line in (finished.run_dir / "metrics.jsonl").read_text().splitlines()]
+    best = [r for r in records if r["stage"] == "fusion"][finished.best_epoch - 1]
+    assert best["val_loss"] == pytest.approx(value, rel=1e-5)

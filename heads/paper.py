@@ -1,0 +1,75 @@
+"""The paper's numbers (manifests/paper.yaml), and tables that put them beside what was measured."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+PAPER = Path(__file__).resolve().parents[1] / "manifests" / "paper.yaml"
+SHOWN = ("top1", "f1_macro")
+
+Scores = Mapping[str, float]  # of one run: `heads.metrics.scores`
+
+
+@lru_cache
+def paper() -> dict[str, Any]:
+    """manifests/paper.yaml."""
+    return dict(yaml.safe_load(PAPER.read_text(encoding="utf-8")))
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """mean, std (of the sample; 0 for a single value) and values."""
+    return {
+        "mean": fmean(values),
+        "std": stdev(values) if len(values) > 1 else 0.0,
+        "values": list(values),
+    }
+
+
+def summary(runs: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """Score -> spread over the runs."""
+    return {name: spread([run[name] for run in runs]) for name in runs[0]}
+
+
+def side_by_side(table: str, dataset: str, measured: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
+    """A table of the paper with measured rows: the paper's percent where it has that row, and spreads of scores.
+
+    `same_data` says whether the rows were measured on the data set of the table.
+    """
+    published = paper()["tables"][table]
+    return {
+        "table": table,
+        "dataset": dataset,
+        "paper_dataset": published["dataset"],
+        "same_data": dataset == published["dataset"],
+        "runs_per_row": len(next(iter(measured.values()))),
+        "rows": [
+            {"row": name, "paper": published.get(name), "scores": summary(runs)}
+            for name, runs in measured.items()
+        ],
+    }
+
+
+def table_text(record: Mapping[str, Any]) -> str:
+    """The table for a terminal, in percent: mean and standard deviation over the seeds."""
+    here = f"{record['dataset']} val, {record['runs_per_row']} seeds"
+    lines = [
+        f"{record['table']:<18}{'paper, ' + record['paper_dataset']:>16}  |{here:>32}",
+        f"{'':<18}{'top-1':>8}{'F1':>8}  |{'top-1':>16}{'F1':>16}",
+    ]
+    for row in record["rows"]:
+        published = row["paper"] or {}
+        left = "".join(f"{published[name]:8.2f}" if name in published else f"{'-':>8}" for name in SHOWN)
+        lines.append(f"{row['row']:<18}{left}  |{spread_text(row['scores'], SHOWN)}")
+    if not record["same_data"]:
+        lines.append(f"Two data sets: {record['dataset']} says nothing about {record['paper_dataset']}.")
+    return "\n".join(lines)
+
+
+def spread_text(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Percent, 16 characters for every score that is there."""
+    shown = [scores.get(name) for name in names]
+    return "".join(f"{100 * s['mean']:9.2f} ± {100 * s['std']:4.2f}" if s else f"{'-':>16}" for s in shown)
