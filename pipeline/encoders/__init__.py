@@ -64,10 +64,10 @@ def model_class(name: str) -> "type[nn.Module]":
     family = family_of(name)
     if family in FAMILIES:
         module, attribute = FAMILIES[family]
-        found = getattr(importlib.import_module(module), attribute)
+        found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
     else:
         found = importlib.metadata.entry_points(group=ENTRY_POINTS)[family].load()
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def model_options(name: str, build: "Callable[..., nn.Module]", config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.store.atomic import write_bytes
 
@@ -64,7 +65,8 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _remembered() -> dict[str, list]:  # type: ignore[type-arg]  # five JSON values: the state, the digest
+def _remembered() -> dict[str, list[Any]]:
+    """Path -> the four numbers of its state, then its digest."""
     try:
         held = json.loads(memory_path().read_bytes())
     except (OSError, ValueError):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -175,6 +176,26 @@ def test_manet_does_without_its_unused_tensors_but_not_without_one_more(tmp_path
     assert "13 missing: " in refusal(  # one more than it may lack, so all are named
         lambda: load_encoder("manet", MANET, tmp_path / "headless.pth")
     )
+
+
+def test_a_build_says_what_was_left_out(tmp_path: Path) -> None:
+    from pipeline.events import Event
+    from pipeline.presets import FOLDER, load_recipe
+    from pipeline.run.engine import Engine
+
+    torch.save(random_state("videomaev2", **VIT), tmp_path / "vit.pth")
+    preset = yaml.safe_load((FOLDER / "demo.yaml").read_text())
+    preset["semantic"]["weights"] = "mine"
+    about = {"licence": "MIT", "citation": "c", "trained_on": "t"}
+    config = {**VIT, "num_classes": 0}
+    preset["weights"] = {"mine": {"model": "videomaev2", "config": config, "path": "vit.pth", **about}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    heard: list[Event] = []
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    with Engine(tmp_path, tmp_path, recipe, ("semantic",), workers=1, listen=heard.append) as engine:
+        (told,) = engine.differences["semantic"]
+    assert told.startswith("2 tensors dropped, head.weight, head.bias")
+    assert [event.text for event in heard] == [f"weights of videomaev2: {told}"]
 
 
 # --- what does not fit -----------------------------------------------------------------------------------
