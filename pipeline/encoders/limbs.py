@@ -13,12 +13,14 @@ import numpy as np
 
 HEAD, TORSO = 2, 21
 FOUND = 128  # of 255: the person's probability from which a pixel is the person
-VISIBLE = 0.3  # visibility from which a joint bends a limb; hidden wrists are guessed, often across the torso
+# Visibility from which a joint of the picture bends a limb: hidden wrists are guessed, often across the torso. A
+# joint outside the picture is never visible, and still says where the limb leaves it.
+VISIBLE = 0.3
 SUBPIXEL = 4  # bits of a coordinate behind the point, for OpenCV's lines
 
 # Radii are in body units: the length of the torso, shoulder to hip, about 0.5 m of an adult.
 HEAD_RADIUS, HEAD_REACH, NECK_RADIUS, SPINE_RADIUS, FINGER_RADIUS = 0.16, 0.08, 0.09, 0.20, 0.035
-SHOULDERS_PER_TORSO = 1.3  # shoulder width to torso length: the unit of a person seen from above or leaning
+TORSO_PER_SHOULDERS = 1.3  # torso length to shoulder width: the unit of a person seen from above or leaning
 HIPS = 1.4  # hip joints lie that much inside the outline
 
 # (left, right) part, landmarks of the left limb (those of the right are one higher), radius. Later ones lie in
@@ -83,11 +85,12 @@ def _spread(painted: np.ndarray) -> np.ndarray:
 def _paint(canvas: np.ndarray, pose: np.ndarray, hands: tuple[np.ndarray, np.ndarray]) -> None:
     """Draw the capsules, far ones first, so that near ones lie over them."""
     size = np.array(canvas.shape[::-1])
-    joints, seen = pose[:, :2] * size, pose[:, 3] >= VISIBLE
+    joints = pose[:, :2] * size
+    seen = (pose[:, 3] >= VISIBLE) | (joints < 0).any(1) | (joints >= size).any(1)
     shoulders, hips = joints[[11, 12]], joints[[23, 24]]
     neck, pelvis = shoulders.mean(0), hips.mean(0)
-    width = np.linalg.norm(shoulders[0] - shoulders[1])
-    unit = max(np.linalg.norm(neck - pelvis), SHOULDERS_PER_TORSO * width)
+    width = float(np.linalg.norm(shoulders[0] - shoulders[1]))
+    unit = max(float(np.linalg.norm(neck - pelvis)), TORSO_PER_SHOULDERS * width)
 
     _fill(canvas, np.array([*shoulders, *(pelvis + HIPS * (hips - pelvis))[::-1]]), TORSO)
     _capsule(canvas, neck, pelvis, SPINE_RADIUS * unit, TORSO)

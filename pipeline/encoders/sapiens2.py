@@ -40,7 +40,7 @@ class Sapiens2Seg(nn.Module):
 
         super().__init__()
         settings = Sapiens2Config(**config)
-        _check_labels(settings.id2label)
+        _check_labels(dict(settings.id2label or {}))
         size = settings.image_size
         height, width = (size, size) if isinstance(size, int) else size
         self.image_size = (height, width)
@@ -64,7 +64,7 @@ class Sapiens2Seg(nn.Module):
             settings = Sapiens2Config.from_pretrained(folder, local_files_only=True)
             with torch.device("meta"):
                 model = cls(config=settings.to_dict())
-            model.net, info = Sapiens2ForSemanticSegmentation.from_pretrained(
+            loaded: Any = Sapiens2ForSemanticSegmentation.from_pretrained(
                 folder,
                 config=settings,
                 local_files_only=True,
@@ -78,14 +78,13 @@ class Sapiens2Seg(nn.Module):
                 f"{folder}: no Sapiens2 segmentation model ({reason}); it needs {' and '.join(FILES)} of one of "
                 "facebook/sapiens2-seg-{0.4b,0.8b,1b,5b}"
             ) from None
+        model.net, info = loaded
         faults = {
-            name.removesuffix("_keys"): sorted(map(str, keys))
-            for name, keys in info.items()
-            if name.endswith("_keys")
+            what: sorted(map(str, info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")
         }
         if any(faults.values()):
             told = "; ".join(
-                f"{len(keys)} {name}: {', '.join(keys[:10])}" for name, keys in faults.items() if keys
+                f"{len(keys)} {what}: {', '.join(keys[:10])}" for what, keys in faults.items() if keys
             )
             raise UserError(f"{folder}: the weights do not fit config.json ({told}); fetch both files again")
         return model
@@ -120,7 +119,7 @@ def squash_antialiased(images: Tensor, size: tuple[int, int]) -> Tensor:
     return small.movedim(-3, -1)
 
 
-def _check_labels(id2label: Mapping[int, str]) -> None:
+def _check_labels(id2label: Mapping[Any, str]) -> None:
     """Refuse a model whose classes are not those of the part list, in its order."""
     wanted = load_parts(Sapiens2Seg.parts).classes
     for i, label in sorted(id2label.items()):

@@ -52,12 +52,12 @@ def write_previews(cache_root: Path, dataset: str, clip_ids: Sequence[str], out:
             boxes = Boxes(*(regions.read(task.key, name) for name in ("box", "area", "present")))
             stride = int(segment.facts["stride"])
             shown = shown_frames(len(frames.array))
-            near = nearest_segmented(shown, len(labels), stride)
+            nearest = nearest_segmented(shown, len(labels), stride)
             at, maps = carried(Work(task, labels=labels, under=under, boxes=boxes), spec, stride, shown)
             clip = task.clip
             title = clip.clip_id + (f"   {', '.join(clip.label_names)}" if clip.label_names else "")
             notes = f"{len(frames.array)} frames, {frames.decoder}"
-            worn = dress(labels[near], under[near], spec.clothing)
+            worn = dress(labels[nearest], under[nearest], spec.clothing)
             picture = draw_preview(title, frames.array, shown, worn, at, maps if spec.mask else None, notes)
             paths[clip.clip_id] = save_preview(picture, out, clip.clip_id)
     return paths

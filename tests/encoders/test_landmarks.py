@@ -79,6 +79,14 @@ def test_hidden_joints_bend_no_limb() -> None:
     assert at(labels, STANDING[15]) in (7, 10, 11)  # the nearest limb that is seen
 
 
+def test_joints_outside_the_picture_still_lead_limbs_there() -> None:
+    pose = standing()["pose"]
+    pose[:, 25:, 1] += 0.5  # cut at the thighs
+    pose[:, 25:, 3] = 0.0
+    labels = limb_labels(body(pose=pose), 0)
+    assert (at(labels, (0.575, 0.8)), at(labels, (0.425, 0.8))) == (11, 20)
+
+
 def test_nobody_and_everywhere() -> None:
     assert not limb_labels(body(pose=np.full((FRAMES, 33, 4), np.nan, np.float32)), 0).any()
     far = standing()["pose"]
