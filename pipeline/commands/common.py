@@ -40,7 +40,9 @@ SegmentStride = Annotated[
     int | None,
     typer.Option("--segment-stride", min=1, help="Segment every n-th frame, as --set segment.stride=n."),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="Folder with weights files.")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Folder of weights files, or the file where one is wanted.")
+]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -118,6 +119,32 @@ def test_unknown_names_and_models_are_refused(tmp_path: Path) -> None:
     reason = refusal(lambda: weights_entry("mine", own))
     assert "'mine'" in reason
     assert "unheard-of" in reason
+
+
+def command(*words: str | Path) -> Any:
+    import json
+
+    from typer.testing import CliRunner
+
+    import cli
+
+    result = CliRunner().invoke(cli.app, ["weights", *map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_commands_tell_what_there_is_and_what_is_here(tmp_path: Path) -> None:
+    (tmp_path / "best_top1_acc_epoch_40.pth").write_bytes(b"1")
+    listed = {record["name"]: record for record in command("list", "--weights", tmp_path)["weights"]}
+    assert listed.keys() == weights_table().keys()
+    assert listed["demo-manet"]["here"].endswith("manet.safetensors")
+    assert listed["manet-ma52"]["here"] == str(tmp_path / "best_top1_acc_epoch_40.pth")
+    assert listed["videomaev2-base-k710"]["here"] is None
+    shown = command("show", "videomaev2-base-k710")
+    assert "arXiv:2303.16727" in shown["citation"]
+    assert (shown["size"], shown["bytes"]) == ("174 MB", 173_574_417)
+    (checked,) = command("check", "demo-manet")["weights"]
+    assert (checked["parameters"], checked["pinned"], checked["differences"]) == (859_188, True, [])
 
 
 # --- finding ---------------------------------------------------------------------------------------------
