@@ -124,3 +124,14 @@ def test_the_same_window_gives_the_same_numbers(model: Any, case: Case) -> None:
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
     assert torch.equal(first["features"], model(x)["features"])  # asking for tokens changes nothing else
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_gpu_gives_the_numbers_of_the_cpu(case: Case) -> None:
+    model: Any = build(case)
+    x = windows(model, 2)
+    expected = model(x, tokens=True)
+    found = model.cuda()(x.cuda(), tokens=True)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, atol=1e-4, rtol=1e-3)
