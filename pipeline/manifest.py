@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +185,9 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     try:
         arrays, columns = [], []
         for name, kind in COLUMNS.items():
-            values = [getattr(clip, name) for clip in manifest.clips]
-            arrays.append(pa.array(values, _arrow_type(kind)))
+            arrays.append(
+                pa.array(map(attrgetter(name), manifest.clips), _arrow_type(kind), size=len(manifest.clips))
+            )
             columns.append(pa.field(name, _arrow_type(kind), nullable=name not in NOT_NULL))
         sink = pa.BufferOutputStream()
         table = pa.Table.from_arrays(arrays, schema=pa.schema(columns, header))

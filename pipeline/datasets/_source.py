@@ -27,6 +27,7 @@ SPLITS = {
 }
 LISTED = 10  # refused lines named in the error; the rest is counted
 
+_SIGNED = re.compile(r"-?[0-9]{1,9}")
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _ODD = re.compile(r"//|/\.|^\.|/$|\\|\0|^/|^[A-Za-z]:")  # anything a canonical relative path has not
 
@@ -73,9 +74,12 @@ class Source:
 
     def lost(self, what: str) -> UserError:
         """The error for a root that lacks what the dataset needs."""
-        page = self.taxonomy.page if self.taxonomy else ""
-        more = f"; `bmoe-cache dataset show {self.taxonomy.name}` prints the tree, {page} tells more"
-        return UserError(f"{self.root}: {what}{more if self.taxonomy and page else ''}")
+        known = self.taxonomy
+        if known is None or not known.page:
+            return UserError(f"{self.root}: {what}")
+        return UserError(
+            f"{self.root}: {what}; `bmoe-cache dataset show {known.name}` prints the tree, {known.page} tells more"
+        )
 
     # ---- options
 
@@ -175,27 +179,20 @@ class Source:
         refused.
         """
         name = self.shown_path(path)
-        # strict refuses quotes that are never closed; the lines keep their ends, for cells that hold several
-        reader = csv.reader((line + "\n" for line in read_text(path).split("\n")), strict=True)
-        try:
-            header = _header(next(reader, []), name, required)
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(header):
-                    fields = f"{len(cells)} fields, want {len(header)} as in the header"
-                    self.refuse(f"{name}:{reader.line_num}", fields)
-                    continue
-                yield (
-                    reader.line_num,
-                    {key: cell.strip() for key, cell in zip(header, cells, strict=True) if cell.strip()},
-                )
-        except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); correct the quotes") from None
+        lines = _csv_lines(path)
+        header = _header(next(lines, (1, []))[1], name, required)
+        for number, cells in lines:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                fields = f"{len(cells)} fields, want {len(header)} as in the header"
+                self.refuse(f"{name}:{number}", fields)
+                continue
+            yield number, {column: cell for column, cell in zip(header, cells, strict=True) if cell}
 
     def header(self, path: Path) -> list[str]:
         """The column names of a CSV file."""
-        return [cell.strip() for cell in next(csv.reader(read_text(path).split("\n")[:1]), [])]
+        return next(_csv_lines(path), (1, list[str]()))[1]
 
     def numbers(self, path: Path, least: int) -> Iterator[tuple[int, list[int]]]:
         """(line number, whole numbers) of a file of numbers between commas, at least so many a line.
@@ -220,8 +217,18 @@ class Source:
                 yield number, (label, first, last)
 
 
-def _header(cells: list[str], name: str, required: Sequence[str]) -> list[str]:
-    header = [cell.strip() for cell in cells]
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells without blanks around) of every line; UserError for what is no CSV."""
+    # strict refuses quotes that are never closed; the lines keep their ends, for cells that hold several
+    reader = csv.reader((line + "\n" for line in read_text(path).split("\n")), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); correct the quotes") from None
+
+
+def _header(header: list[str], name: str, required: Sequence[str]) -> list[str]:
     twice = sorted({cell for cell in header if header.count(cell) > 1})
     missing = [column for column in required if not set(column.split("|")) & set(header)]
     if missing:
@@ -285,7 +292,7 @@ def relative_path(text: str) -> str:
 
 def whole(text: str, name: str, least: int = 0) -> int:
     """A whole number from a cell; ValueError otherwise."""
-    if not re.fullmatch(r"-?[0-9]{1,9}", text) or int(text) < least:
+    if not _SIGNED.fullmatch(text) or int(text) < least:
         raise ValueError(f"{name} {shown(text)!r}, want a whole number from {least} to 999999999")
     return int(text)
 

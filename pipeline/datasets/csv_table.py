@@ -28,7 +28,6 @@ TEXTS = (
 )  # fmt: skip
 INTEGERS = ("start_frame", "end_frame", "n_frames", "stream_index")
 OTHERS = ("clip_id", "split", "label", "label_id", "labels", "start_s", "end_s", "fps", "bbox")
-KNOWN = frozenset((*PATHS, *TEXTS, *INTEGERS, *OTHERS))
 
 _FPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|[0-9]{1,9}/[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
@@ -69,11 +68,19 @@ def _table(source: Source) -> Path:
 
 
 def _row(cells: dict[str, str]) -> Row:
-    row: Row = {name: relative_path(cells[name]) for name in PATHS if name in cells}
-    if not row:
+    row: Row = {}
+    extra = {}
+    for name, cell in cells.items():
+        if name in INTEGERS:
+            row[name] = whole(cell, name)
+        elif name in TEXTS:
+            row[name] = cell
+        elif name in PATHS:
+            row[name] = relative_path(cell)
+        elif name not in OTHERS:
+            extra[name] = cell
+    if not any(name in row for name in PATHS):
         raise ValueError("E_NO_MEDIA neither video_path nor skeleton_path")
-    row |= {name: cells[name] for name in TEXTS if name in cells}
-    row |= {name: whole(cells[name], name) for name in INTEGERS if name in cells}
     if "clip_id" in cells:
         if not CLIP_ID.fullmatch(cells["clip_id"]):
             raise ValueError(
@@ -88,8 +95,9 @@ def _row(cells: dict[str, str]) -> Row:
     row |= _labels(cells)
     if "bbox" in cells:
         row["bbox_track"] = parse_track(cells["bbox"], row.get("start_frame", 0))
-    extra = canonical_extra({name: cell for name, cell in cells.items() if name not in KNOWN})
-    return row | {"extra": extra} if extra else row
+    if extra:
+        row["extra"] = canonical_extra(extra)
+    return row
 
 
 def _times(cells: dict[str, str], row: Row) -> Row:

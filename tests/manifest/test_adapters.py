@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.datasets as package
 from pipeline.datasets import import_dataset
 from pipeline.datasets.path_list import parse_line
 from pipeline.errors import UserError
@@ -26,33 +25,6 @@ def touch(root: Path, *paths: str) -> Path:
 
 def ids(manifest: Manifest) -> list[str]:
     return [clip.clip_id for clip in manifest.clips]
-
-
-# ---- choosing an adapter ----------------------------------------------------------------------------------
-
-
-def test_unknown_datasets_and_adapters_name_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--as csv\|folder\|list\|ma52"):
-        import_dataset("mine", tmp_path)
-    for adapter in ("zip", "../os", "os.path", "__init__", "Folder", "path list", ""):
-        with pytest.raises(UserError, match=r"--as csv\|folder\|list\|ma52"):
-            import_dataset("mine", tmp_path, adapter)
-    with pytest.raises(UserError, match="no such folder"):
-        import_dataset("mine", tmp_path / "nowhere", "folder")
-    with pytest.raises(UserError, match="dataset name"):
-        import_dataset("Mine!", tmp_path, "folder")
-
-
-def test_a_new_adapter_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapters = tmp_path / "adapters"
-    adapters.mkdir()
-    (adapters / "gadget.py").write_text(
-        "def rows(root, taxonomy):\n    return [{'video_path': 'a.mp4'}], ()\n"
-    )
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(adapters)])
-    assert "gadget" in package.adapters()
-    assert ids(import_dataset("gadget", tmp_path)) == ["gadget:unsplit:a"]
-    assert ids(import_dataset("mine", tmp_path, "gadget")) == ["mine:unsplit:a"]
 
 
 # ---- folder -----------------------------------------------------------------------------------------------
@@ -378,7 +350,7 @@ def test_csv_conflicts(tmp_path: Path, header: str, row: str, message: str) -> N
         ("video_path,clip_id\na.mp4,x\nb.mp4,x\n", "clips.csv:3"),
         ("video_path,labels\na.mp4,[1.5]\n", "want a list"),
         ("video_path,labels\na.mp4,[1\n", "clips.csv:2"),
-        ("video_path,label,label_id\na.mp4,nod,0\nb.mp4,wave,0\n", "label 0 is 'wave', before it was 'nod'"),
+        ("video_path,label,label_id\na.mp4,nod,0\nb.mp4,wave,0\n", "label 0 is 'wave', elsewhere 'nod'"),
         ("video_path,label,label_id\na.mp4,nod,0\nb.mp4,wave,\n", "some rows give label numbers"),
     ],
 )

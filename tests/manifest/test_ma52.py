@@ -138,6 +138,29 @@ def test_another_name(tmp_path: Path) -> None:
 def test_known_defects_are_warnings(tmp_path: Path) -> None:
     write_lists(tmp_path, 600, 300, 3)
     report = validate(import_dataset("ma52", tmp_path))
-    assert set(report.counts) == {"W_SPLIT_LEAK_SUBJECT", "E_MISSING_FILE"}
-    assert report.counts["W_SPLIT_LEAK_SUBJECT"] == 186
-    assert report.counts["E_MISSING_FILE"] == 903
+    assert report.counts == {
+        "W_CRLF": 3,
+        "W_LABEL_PLACEHOLDER": 1,
+        "W_SPLIT_LEAK_SUBJECT": 186,
+        "E_MISSING_FILE": 903,
+        "W_PROFILE_COUNT": 3,
+    }
+    assert any(
+        "test_list_videos.txt: 3 rows, the list of no release known" in line for line in report.lines()
+    )
+    warnings = [one.message for one in report.problems if one.code.startswith("W_")]
+    assert all("docs/datasets/ma52.md" in line for line in warnings)
+
+
+def test_own_folders(tmp_path: Path) -> None:
+    write_lists(tmp_path / "meta", 3, 3, 0)
+    (tmp_path / "pool/a").mkdir(parents=True)
+    own = ["lists_dir=meta", "videos_dir.train=pool/a"]
+    manifest = import_dataset("ma52", tmp_path, overrides=own)
+    assert {clip.video_path.rsplit("/", 1)[0] for clip in manifest.clips if clip.video_path} == {
+        "pool/a",
+        "videos_val",
+    }
+    for wrong in ("videos_dir.train=../pool", "videos_dir.train=/pool", "lists_dir=.."):
+        with pytest.raises(UserError, match="E_PATH_"):
+            import_dataset("ma52", tmp_path, overrides=[wrong])
