@@ -99,13 +99,9 @@ def test_a_file_is_fetched_into_the_hub_cache_once(tmp_path: Path, weights_file:
         asked = [headers for _, path, headers in hub.requests if "/resolve/" in path]
         assert {headers.get("authorization") for headers in asked} == {f"Bearer {TOKEN}"}
         assert [headers.get("authorization") for headers in stored] == [None]  # another host
-        hub.requests.clear()
-        again = bmoe(tmp_path, hub, "fetch", "--preset", name)
-        assert "mine: here already" in again.stdout
-        assert hub.requests == []
-    checked = mine_of(bmoe(tmp_path, None, "check", "--preset", name, "--json", HF_HUB_OFFLINE="1"))
-    assert checked["path"] == str(path)
-    assert checked["pinned"]
+    # What is here serves without a hub, and is checked again.
+    again = bmoe(tmp_path, None, "fetch", "--preset", name, HF_HUB_OFFLINE="1")
+    assert f"mine: here already: {path}" in again.stdout
 
 
 def test_files_that_belong_together_go_into_a_folder(tmp_path: Path, weights_file: bytes) -> None:
@@ -118,8 +114,6 @@ def test_files_that_belong_together_go_into_a_folder(tmp_path: Path, weights_fil
         assert "fetching model.pth" in done.stderr
         assert {path.name for path in (tmp_path / "to" / "vit").iterdir()} == {"model.pth", "config.json"}
         assert not (tmp_path / "hf" / "hub").exists()
-    again = mine_of(bmoe(tmp_path, None, "fetch", "--preset", name, "--to", tmp_path / "to", "--json"))
-    assert (again["path"], again["fetched"]) == (str(tmp_path / "to" / "vit" / "model.pth"), [])
 
 
 def test_a_cut_connection_is_taken_up_again(tmp_path: Path, large_file: bytes) -> None:
@@ -205,13 +199,8 @@ def test_refusals_of_the_hub_are_one_line_with_the_remedy(tmp_path: Path, weight
         assert words in line
 
 
-def test_without_a_hub_the_files_that_are_here_still_serve(tmp_path: Path, weights_file: bytes) -> None:
+def test_without_a_network_the_line_says_what_to_do(tmp_path: Path) -> None:
     name = preset(tmp_path)
     done = bmoe(tmp_path, None, "fetch", "--preset", name, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in refused(done)
-    assert "connection to the hub failed" in refused(
-        bmoe(tmp_path, None, "fetch", "--preset", name)
-    )  # nobody answers there
-    (tmp_path / "model.pth").write_bytes(weights_file)
-    found = mine_of(bmoe(tmp_path, None, "fetch", "--preset", name, "--to", tmp_path, "--json"))
-    assert (found["path"], found["fetched"]) == (str(tmp_path / "model.pth"), [])
+    assert "connection to the hub failed" in refused(bmoe(tmp_path, None, "fetch", "--preset", name))
