@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.manifest import Clip, Manifest
-from pipeline.taxonomy import from_labels
+from pipeline.taxonomy import from_labels, parse_taxonomy
 from pipeline.validate import CAP, Problem, problem, validate
 
 TAXONOMY = from_labels("tiny", ["nod", "wave"])
@@ -49,6 +49,21 @@ def other(**values: Any) -> Clip:
         ({"stream_index": -1}, "E_SCHEMA_TYPE"),
         ({"start_s": float("inf"), "start_frame": 0}, "E_SCHEMA_TYPE"),
         ({"extra": "[1]"}, "E_SCHEMA_TYPE"),
+        ({"aux_boxes": "[[1,2,3,4]]"}, "E_SCHEMA_TYPE"),
+        ({"bbox_role": "boss"}, "E_SCHEMA_TYPE"),
+        ({"width": 0}, "E_SCHEMA_TYPE"),
+        ({"media_bytes": 0}, "E_SCHEMA_TYPE"),
+        ({"skeleton_path": "../a.skeleton"}, "E_PATH_ESCAPE"),
+        ({"bbox_track": ()}, "E_BBOX_FRAMES"),
+        ({"bbox_track": ((9, 0.0, 0.0, 5.0, 5.0),), "start_frame": 10}, "E_BBOX_FRAMES"),
+        ({"bbox_track": ((30, 0.0, 0.0, 5.0, 5.0),), "end_frame": 30}, "E_BBOX_FRAMES"),
+        ({"bbox_track": ((3, 0.0, 0.0, 5.0, 5.0), (3, 0.0, 0.0, 5.0, 5.0))}, "E_BBOX_FRAMES"),
+        ({"bbox_track": ((9, 0.0, 0.0, 5.0, 5.0), (3, 0.0, 0.0, 5.0, 5.0))}, "E_BBOX_FRAMES"),
+        ({"bbox_track": ((3, 5.0, 0.0, 5.0, 5.0),)}, "E_BBOX_ORDER"),
+        ({"bbox_track": ((3, 0.0, 6.0, 5.0, 5.0),)}, "E_BBOX_ORDER"),
+        ({"bbox_track": ((3, 0.0, 0.0, 5.0, float("nan")),)}, "E_BBOX_ORDER"),
+        ({"bbox_track": ((3, 0.0, 0.0, float("inf"), 5.0),)}, "E_BBOX_ORDER"),
+        ({"bbox_track": ((3, 0.0, 0.0, 5.0, 5.0), (64, 0.0, 0.0, 5.0, 5.0))}, "W_BBOX_GAP"),
         ({"extra": "{"}, "E_SCHEMA_TYPE"),
         ({"split": "dev"}, "E_SPLIT_UNKNOWN"),
         ({"label_kind": "some"}, "E_LABEL_KIND"),
@@ -82,6 +97,8 @@ def test_one_fault_one_problem(values: dict[str, Any], code: str) -> None:
     "values",
     [
         {"start_frame": 0, "end_frame": 16},
+        {"bbox_track": ((3, 0.0, 0.0, 5.0, 5.0), (63, 0.0, 0.0, 5.0, 5.0)), "bbox_role": "initiator"},
+        {"video_path": None, "skeleton_path": "a.skeleton", "modality": "skeleton"},
         {"n_frames": 16},
         {"start_s": 1.0, "start_frame": 31, "fps_num": 30, "fps_den": 1},
         {"start_s": 1.0, "start_frame": 99},  # no fps: nothing to compare with
@@ -137,6 +154,63 @@ def test_subjects_in_two_splits() -> None:
     assert "W_SPLIT_LEAK_SUBJECT" not in validate(tiny(rows[0], replace(rows[1], protocol="xsub"))).counts
 
 
+def test_groups_in_two_splits() -> None:
+    rows = [replace(GOOD, group_id="g"), other(group_id="g", split="val")]
+    line = next(one for one in validate(tiny(*rows), levels=("table",)).lines() if "LEAK_GROUP" in one)
+    assert (
+        line == "W_SPLIT_LEAK_GROUP tiny:2 tiny:train:b: group g is in val and, with tiny:train:a, in train"
+    )
+    views = [replace(row, protocol="xview") for row in rows]
+    assert "W_SPLIT_LEAK_GROUP" not in validate(tiny(*views), levels=("table",)).counts
+
+
+def test_a_person_is_required_where_several_may_be_seen() -> None:
+    taxonomy = TAXONOMY.model_copy(update={"need_person": True, "page": "docs/datasets/tiny.md"})
+    box = ((0, 0.0, 0.0, 5.0, 5.0),)
+    rows = [
+        GOOD,
+        other(bbox_track=box),
+        replace(GOOD, clip_id="c", video_path="c.mp4", bbox_role="full_frame"),
+        replace(GOOD, clip_id="d", video_path=None, skeleton_path="d.skeleton", modality="skeleton"),
+    ]
+    report = validate(Manifest("tiny", Path("/videos"), taxonomy, tuple(rows)), levels=("table",))
+    assert report.counts["E_PERSON_REQUIRED"] == 1
+    assert "tiny:train:a" in next(one for one in report.lines() if "E_PERSON_REQUIRED" in one)
+    empty = next(one for one in report.lines() if one.startswith("W_CLASS_EMPTY"))
+    assert empty.endswith("[fix: see docs/datasets/tiny.md]")
+
+
+def test_two_persons_of_one_interval_are_no_repeat() -> None:
+    left = replace(GOOD, bbox_track=((0, 0.0, 0.0, 5.0, 5.0),))
+    right = replace(
+        left, clip_id="z", bbox_track=((0, 9.0, 0.0, 15.0, 5.0),), label_ids=(0,), label_names=("nod",)
+    )
+    assert "E_DUP_ROW" not in validate(tiny(left, right), levels=("table",)).counts
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ({"train": 3}, None),
+        ({"train": 2}, "(got 3, want 2)"),
+        ({"train": [2, 3]}, None),
+        ({"train": [1, 2]}, "(got 3, want 1 or 2)"),
+        ({"train": {"least": 2, "most": 4}}, None),
+        ({"train": {"least": 4, "most": 9}}, "(got 3, want 4 to 9)"),
+        ({"all": 3, "val": 0}, None),
+        ({"test": 5}, "(got 0, want 5)"),
+    ],
+)
+def test_official_counts(rows: dict[str, Any], found: str | None) -> None:
+    data = TAXONOMY.model_dump() | {
+        "profiles": {"custom": {"rows": rows, "videos": {"train": 3}}, "xsub": {"rows": {"train": 9}}}
+    }
+    manifest = Manifest("tiny", Path("/videos"), parse_taxonomy(data, "test"), tuple(many(3)))
+    lines = validate(manifest, levels=("profile",)).lines()
+    assert ([line.split(": ", 1)[1] for line in lines] == []) == (found is None)
+    assert all(line.startswith("W_PROFILE_COUNT tiny: rows of") and str(found) in line for line in lines)
+
+
 def many(count: int, **values: Any) -> list[Clip]:
     return [replace(GOOD, clip_id=f"c{i}", video_path=f"{i}.mp4", **values) for i in range(count)]
 
@@ -190,6 +264,13 @@ def test_files(tmp_path: Path) -> None:
     for path, code in want.items():
         report = validate(tiny(replace(GOOD, video_path=path), root=root), levels=("file",))
         assert report.counts == ({code: 1} if code else {}), path
+    sized = validate(
+        tiny(replace(GOOD, video_path="good.mp4", media_bytes=2001), root=root), levels=("file",)
+    )
+    assert sized.counts == {"E_SIZE_MISMATCH": 1}
+    assert "(got 2000, want 2001)" in sized.lines()[0]
+    right = replace(GOOD, video_path="good.mp4", media_bytes=2000, skeleton_path="gone.skeleton")
+    assert validate(tiny(right, root=root), levels=("file",)).counts == {"E_MISSING_FILE": 1}
     gone = validate(tiny(replace(GOOD, video_path="gone.mp4"), root=root), levels=("file",)).lines()[0]
     assert str(root) in gone
     assert "gone.mp4" in gone
