@@ -28,6 +28,7 @@ _BOOT = (
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _MAX_HEAD = 1 << 20  # bytes of a reply's JSON
+START_S = 120.0  # for the first sign of life: libraries load, maybe on a busy machine
 
 
 def worker_command() -> tuple[str, ...]:
@@ -45,6 +46,7 @@ class Worker:
     def __init__(self, command: Sequence[str], timeout_s: float) -> None:
         self.command = list(command)
         self.timeout_s = timeout_s
+        self.patience_s = timeout_s  # START_S until a new process has spoken
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: socket.socket | None = None  # of its replies, and of the room for frames
         self.aborted = False
@@ -57,7 +59,7 @@ class Worker:
             array, reply = self._converse(request, max_bytes)
             healthy = True
         except TimeoutError:
-            raise AttemptError(f"was silent for {self.timeout_s:g} s and was killed") from None
+            raise AttemptError(f"was silent for {self.patience_s:g} s and was killed") from None
         except (EOFError, ConnectionError):
             raise AttemptError(f"crashed its worker ({self._exit_status()})") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -85,6 +87,7 @@ class Worker:
             body = bytearray(length)
             self._fill(channel.fileno(), memoryview(body))
             reply = json.loads(body)
+            self.patience_s = self.timeout_s
             kind = reply["type"]
             if kind == "shape":
                 descriptor, array = shared_room(reply["frames"], reply["height"], reply["width"], max_bytes)
@@ -101,11 +104,11 @@ class Worker:
                 return array[:0], reply
 
     def _fill(self, pipe: int, view: memoryview) -> None:
-        """Read len(view) bytes; TimeoutError after timeout_s without any, EOFError from a dead worker."""
+        """Read len(view) bytes; TimeoutError after patience_s without any, EOFError from a dead worker."""
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         while view:
-            if not poll.poll(self.timeout_s * 1000):
+            if not poll.poll(self.patience_s * 1000):
                 raise TimeoutError
             got = os.readv(pipe, [view])
             if not got:
@@ -117,6 +120,7 @@ class Worker:
             if self.aborted:
                 raise EOFError
             if self.process is None:
+                self.patience_s = max(START_S, self.timeout_s)
                 self.channel, theirs = socket.socketpair()
                 with theirs:
                     self.process = subprocess.Popen(

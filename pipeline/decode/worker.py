@@ -37,6 +37,7 @@ def main() -> None:
     _die_with_parent(int(sys.argv[-1]))
     channel = Channel()
     logging.disable()  # PyAV passes FFmpeg's messages to logging
+    channel.send({"type": "tick"})  # from here on a long silence is a hang
     facts_of = _remembering(channel.alive)
     for line in channel.requests:
         request = json.loads(line)
