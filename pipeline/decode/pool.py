@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.decode.backends import backend_version
 from pipeline.decode.probe import Probe, check_file
 from pipeline.decode.process import AttemptError, Worker, worker_command
+from pipeline.decode.whole import Whole
 from pipeline.errors import ClipError
 
 T = TypeVar("T")
@@ -127,6 +128,10 @@ class DecodePool:
         """Every job with the facts of its stream, or its error, in order, without decoding the clip."""
         return self._ordered(self._probe_clip, jobs)
 
+    def whole(self, jobs: Iterable[DecodeJob]) -> Generator[tuple[DecodeJob, Whole | ClipError], None, None]:
+        """Every job with what a full decode of its file found, or its error, in order. No frames are kept."""
+        return self._ordered(self._whole_file, jobs)
+
     def _ordered(
         self, work: Callable[[Worker, T], R | ClipError], items: Iterable[T]
     ) -> Generator[tuple[T, R | ClipError], None, None]:
@@ -171,15 +176,21 @@ class DecodePool:
                 worker.revive()
 
     def _probe_clip(self, worker: Worker, job: DecodeJob) -> Probe | ClipError:
+        return Probe.from_json(self._facts(worker, job, "probing", {}))
+
+    def _whole_file(self, worker: Worker, job: DecodeJob) -> Whole | ClipError:
+        return Whole.from_json(self._facts(worker, job, "decoding", {"whole": True}))
+
+    def _facts(self, worker: Worker, job: DecodeJob, doing: str, more: dict[str, Any]) -> dict[str, Any]:
         check_file(job.path)
         try:
-            facts = worker.ask(self._request(job), self.max_bytes)[1]
+            facts = worker.ask({**self._request(job), **more}, self.max_bytes)[1]
         except AttemptError as failure:
             raise ClipError(
-                "E_DECODE", f"{job.path}: probing {failure}", backend_version("pyav"), 1
+                "E_DECODE", f"{job.path}: {doing} {failure}", backend_version("pyav"), 1
             ) from None
         facts.pop("type")
-        return Probe.from_json(facts)
+        return facts
 
     def _request(self, job: DecodeJob) -> dict[str, Any]:
         return {"path": str(job.path), "stream": job.stream_index, "index": self.index}

@@ -22,6 +22,7 @@ from pipeline.decode.backends import AGAIN, BACKENDS, Outcome, RefusedError, Ste
 from pipeline.decode.channel import Channel
 from pipeline.decode.index import KEPT, index_file, load_index, save_index
 from pipeline.decode.probe import MIN_SIDE, Probe, probe
+from pipeline.decode.whole import decode_whole
 from pipeline.errors import ClipError
 from pipeline.people import clip_box
 
@@ -57,7 +58,8 @@ def main() -> None:
 def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[str, Any]:
     """The reply to one request.
 
-    {"path", "stream", "index"} probes; with "backend", "start", "end", "box" and "max_bytes" it decodes.
+    {"path", "stream", "index"} probes; with "backend", "start", "end", "box" and "max_bytes" it decodes; with
+    "whole" it decodes to the end and keeps nothing.
     """
     path = Path(request["path"])
     facts = facts_of(path, request["stream"], request["index"])
@@ -68,6 +70,8 @@ def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[
         )
     if "backend" not in request:
         _check_sides(facts.width, facts.height, path)
+        if "whole" in request:
+            return {"type": "done", **asdict(decode_whole(path, facts, channel.alive))}
         return {"type": "done", **asdict(replace(facts, index=None))}
     start, end, backend = request["start"] or 0, request["end"], request["backend"]
     x1, y1, x2, y2 = box = clip_box(request["box"], facts.width, facts.height, path)
