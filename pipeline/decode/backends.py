@@ -75,7 +75,7 @@ def decord_frames(path: Path, probe: Probe, start: int, end: int | None) -> Step
     ``complaint``).
 
     Intervals that an index finds are PyAV's. Decord passes over a whole file to open it, and its
-    seek_accurate gave wrong frames in 11 of 13 generated files (docs/decoding.md) without a way to tell. In
+    seek_accurate gives wrong frames in 5 of 13 kinds of files (benchmarks/seek.py) without a way to tell. In
     files without an index the frames before start are decoded and dropped.
     """
     if probe.index and (start or end is not None):
