@@ -86,7 +86,12 @@ LARGE: dict[str, Callable[[], tuple[Any, Tensor]]] = {
         synthetic_model("videomaev2-base", num_classes=0),
         noise(4, 3, 16, 224, 224),
     ),
-    "sapiens-seg-0.3b synthetic": lambda: (synthetic_model("sapiens-seg-0.3b"), noise(1, 3, 1024, 768)),
+    "sapiens-seg-0.3b synthetic": lambda: (
+        synthetic_model(
+            "sapiens-seg-0.3b", image_size=[256, 192]
+        ),  # a sixteenth of its own size, and of the time
+        noise(2, 3, 256, 192),
+    ),
 }
 
 
