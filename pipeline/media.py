@@ -197,7 +197,7 @@ def _values(column: Any) -> list[Any]:
     if column.null_count == len(column):
         return [None] * len(column)
     plain = column.null_count == 0 or column.type == "string"
-    return column.to_numpy().tolist() if plain else column.to_pylist()  # type: ignore[no-any-return]
+    return column.to_numpy().tolist() if plain else column.to_pylist()
 
 
 def _schema() -> Any:

@@ -126,7 +126,7 @@ class Worker:
                     self.process = subprocess.Popen(
                         self.command,
                         stdin=subprocess.PIPE,
-                        stdout=theirs,
+                        stdout=theirs.fileno(),
                         stderr=subprocess.DEVNULL,
                         process_group=0,  # a Ctrl-C in the terminal reaches only the parent
                     )

@@ -25,5 +25,5 @@ def read(path: Path) -> Skeletons:
             raise ClipError(code, f"{len(row)} numbers in frame {number}, want {NUMBERS}; copy it again")
     xyz, confidence = room(len(rows), BODIES, JOINTS)
     xyz[:] = finite(np.array(rows, np.float64).reshape(xyz.shape))
-    confidence[:] = xyz.any((2, 3))[..., None]
+    confidence[:] = np.any(xyz, (2, 3), keepdims=True)[..., 0]
     return Skeletons(xyz, confidence, ("0", "1"))
