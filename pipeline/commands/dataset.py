@@ -1,5 +1,6 @@
 """bmoe-cache dataset: describe, import, check and count clip tables."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from pipeline.commands.common import Cache, Json, Workers, listener, show
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Describe, import and check clip tables.")
+CORES = os.cpu_count() or 1
 Name = Annotated[str, typer.Argument(help="Name of an imported dataset.")]
 
 
@@ -82,16 +84,16 @@ def dataset_validate(
     cache: Cache,
     deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file; resumes.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
-    workers: Workers = 2,
+    workers: Workers = CORES,
     as_json: Json = False,
 ) -> None:
     """Check an imported dataset; exit status 2 when it has errors."""
     from pipeline.manifest import manifest_path, read_manifest
-    from pipeline.run.deep import decode_problems
+    from pipeline.run.deep import deep_problems
     from pipeline.validate import validate
 
     manifest = read_manifest(manifest_path(cache, name))
-    extra = decode_problems(manifest, workers, listener(as_json)) if deep else ()
+    extra = deep_problems(cache, manifest, workers, listener(as_json)) if deep else ()
     report = validate(manifest, extra)
     failed = report.errors > 0 or (strict and report.warnings > 0)
     record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,
