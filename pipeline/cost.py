@@ -115,7 +115,7 @@ def row_macs(spec: PipelineSpec, stage: str) -> int | None:
 
 
 def row_bytes(spec: PipelineSpec, stage: str) -> int | None:
-    """Bytes on disk of one row of a stage, about; None for an encoder whose widths are not in its config."""
+    """Bytes on disk of one row of a stage, about; None where a config does not say how wide its outputs are."""
     if stage == "segment":
         return round(LABEL_BYTES * sum(spec.segment.label_size))
     if stage == "regions":
@@ -124,7 +124,7 @@ def row_bytes(spec: PipelineSpec, stage: str) -> int | None:
         return 16  # a joint: x, y, z, confidence
     if stage == "motion":
         return _motion_bytes(**_options(spec.motion.model, spec.motion.config))
-    return _semantic_bytes(spec.semantic)
+    return _semantic_bytes(spec.semantic) if stage == "semantic" else None
 
 
 def _semantic_bytes(spec: SemanticSpec) -> int | None:

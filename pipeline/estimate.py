@@ -17,7 +17,7 @@ from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import media_path, read_media
 from pipeline.plan import Plan, clip_tasks, stage_rows
 from pipeline.presets import unweighted_spec
-from pipeline.spec import STAGES, PipelineSpec, canonical_json
+from pipeline.spec import PipelineSpec, canonical_json
 from pipeline.store.layout import check_cache, load_build
 from pipeline.store.writer import open_stage
 from pipeline.taxonomy import load_taxonomy
@@ -126,15 +126,17 @@ def estimate(
     total is None where a part of it is. All five views of every window are counted, so absent regions make it
     cheaper; so does what the cache already holds, which `bmoe-cache plan` knows.
     """
-    lengths, source = clip_lengths(dataset, cache)
     spec = unweighted_spec(preset, overrides)
+    if spec.source != "video":
+        raise UserError(f"preset '{preset}' runs no encoder: there is nothing to estimate; just build it")
+    lengths, source = clip_lengths(dataset, cache)
     frames = sum(frames * clips for frames, clips in lengths.items())
     costs = []
     for rate in _rates(cache, "decode") if cache else ():
         hours = frames * rate["seconds"] / rate["rows"] / 3600
         costs.append(Cost("decode", frames, 0.0, 0.0, hours, "the wait for frames measured here"))
         break
-    for stage in STAGES:
+    for stage in spec.stages():
         rows = sum(clips * stage_rows(spec, stage, frames) for frames, clips in lengths.items())
         costs.append(stage_cost(spec, stage, rows, cache, tflops))
     return {
