@@ -1,13 +1,15 @@
 """The command line: parse, call, print. Every command imports what it needs when it runs, so --help is instant."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from heads import commands as head_commands
 from pipeline.commands import cache as cache_commands
 from pipeline.commands import dataset as dataset_commands
 from pipeline.commands import estimate as estimate_commands
+from pipeline.commands import exchange as exchange_commands
 from pipeline.commands import weights as weights_commands
 from pipeline.commands.common import (
     Cache,
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(weights_commands.app, name="weights")
+app.add_typer(exchange_commands.app, name="import")
+app.add_typer(head_commands.app)
 
 app.command()(estimate_commands.estimate)
 for command in (
@@ -46,6 +50,7 @@ for command in (
     cache_commands.verify,
     cache_commands.gc,
     cache_commands.diff,
+    exchange_commands.export,
 ):
     app.command()(command)
 
@@ -147,57 +152,6 @@ def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
     ]
     lines += [f"warning {w['clip_id']}: {w['text']}" for w in record["warnings"]]
     show(as_json, record, "\n".join(lines))
-
-
-@app.command()
-def train(
-    dataset: Dataset,
-    cache: Cache,
-    head: Annotated[str, typer.Option("--head", help="Head preset: manifests/heads.")] = "bmoe_b768",
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; default runs/...")] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. m3e.depth=2.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Train a head from the cache alone: region experts first, then the whole head."""
-    from dataclasses import asdict
-
-    from heads.config import load_config
-    from heads.runs import epoch_line
-    from heads.train import train as train_head
-
-    config = load_config(head, overrides or [])
-    folder = run or Path("runs") / f"{dataset}-{head}-seed{seed}"
-
-    def say(record: Any) -> None:
-        if not as_json and (record["epoch"] % 10 == 0 or record["epoch"] == record["epochs"]):
-            typer.echo(epoch_line(record), err=True)
-
-    result = train_head(cache, dataset, config, folder, seed, device=device, on_epoch=say)
-    record = {**asdict(result), "run_dir": str(folder)}
-    show(
-        as_json,
-        record,
-        f"top-1 {result.top1:.4f}, macro F1 {result.f1_macro:.4f} on val (epoch {result.best_epoch}), "
-        f"{result.seconds:.1f} s -> {folder}",
-    )
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    cache: Cache,
-    split: Annotated[str, typer.Option("--split")] = "val",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Score a finished run again from its checkpoint and the cache."""
-    from heads.evaluate import evaluate as evaluate_run
-
-    scores = evaluate_run(run, cache, split, device=device)
-    table = "\n".join(f"{name:<16} {value:.4f}" for name, value in scores.items())
-    show(as_json, {"run": str(run), "split": split, **scores}, table)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from heads.config import load_config, variant_config
 from heads.evaluate import restore
 from heads.loop import predict, probabilities
 from heads.options import Config
-from heads.paper import side_by_side
+from heads.paper import side_by_side, table_text
 from heads.runs import Predictions
 from heads.sweep import Job, Sweep, encoded, train_all
 from pipeline.errors import UserError
@@ -127,3 +127,26 @@ def _costs(
 
     present = {name: ids for name, ids in owned.items() if np.isin(full[0].label, ids).any()}
     return {name: recall(full, ids) - recall(dropped, ids) for name, ids in present.items()}
+
+
+def streams_text(record: Mapping[str, Any]) -> str:
+    """The table for a terminal."""
+    verdict = "beat" if record["both_beats_each"] else "do not beat"
+    return "\n".join(
+        [
+            table_text(record),
+            f"both streams {verdict} each alone (mean top-1); encoder forwards: {record['encoder_forwards']}",
+        ]
+    )
+
+
+def experts_text(record: Mapping[str, Any]) -> str:
+    """The table for a terminal, and the matrix of the costs."""
+    how = "trained again without it" if record["retrained"] else "left out when predicting"
+    lines = [table_text(record)]
+    for number, (row, costs) in enumerate(record["costs"].items()):
+        if not number:
+            lines += ["", f"{'cost by classes of':<18}" + "".join(f"{name:>13}" for name in costs)]
+        mark = "" if record["own_costs_most"][row] else "   not most on its own"
+        lines.append(f"{row:<18}" + "".join(f"{100 * cost:13.2f}" for cost in costs.values()) + mark)
+    return "\n".join([*lines, f"the expert is {how}; encoder forwards: {record['encoder_forwards']}"])

@@ -7,17 +7,22 @@ motion projection and the transformer encoder: with the authors' structure they 
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from heads import spec
 from heads.bmoe import BMoE
-from heads.m3e import ExpertHeads
+from heads.m3e import EMBEDDING, ExpertHeads
 from heads.options import GATE, Config
+from heads.paper import paper
 from heads.sgp import Depthwise
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -127,3 +132,33 @@ def _attention(model: BMoE) -> int:
         per_query = keys if config.fusion.mode == "sequence" else len(model.views)
         total += len(model.groups) * config.m3e.depth * square + 2 * queries * per_query * width
     return total
+
+
+def efficiency_of(preset: str, config: Config, taxonomy: "Taxonomy", motion_dim: int) -> dict[str, Any]:
+    """`efficiency` of a preset for the classes of a taxonomy, and what the paper reports for it.
+
+    The width of the features is d_in, or where any will do d_model. Raises UserError when there is neither.
+    """
+    width = config.d_in or config.d_model
+    if width is None:
+        raise UserError(f"{preset} takes features of any width; --set d_in=768, for example")
+    vectors = np.zeros((len(taxonomy.labels), EMBEDDING), np.float32)
+    counts = efficiency(config, spec.head_info(taxonomy, width, motion_dim, vectors))
+    known = paper()["efficiency"].get(preset)
+    return {"preset": preset, "dataset": taxonomy.name, **counts, "paper": known}
+
+
+def efficiency_text(record: dict[str, Any]) -> str:
+    """The table for a terminal, in millions."""
+    lines = [f"{'one clip, in millions':<36}{'params':>10}{'MACs':>11}"]
+    lines += [
+        f"{p['part']:<36}{p['params'] / 1e6:10.3f}{p['macs'] / 1e6:11.3f}{'   reported' if p['reported'] else ''}"
+        for p in record["parts"]
+    ]
+    for name in ("reported", "total", "inference"):
+        counts = [record[f"{name}_{what}"] / 1e6 for what in ("params", "macs")]
+        lines.append(f"{name:<36}{counts[0]:10.3f}{counts[1]:11.3f}")
+    lines.append(f"{'attention products, on top':<36}{'':>10}{record['attention_macs'] / 1e6:11.3f}")
+    if known := record["paper"]:
+        lines.append(f"{'the paper':<36}{known['params_m']:10.0f}{known['reported']:11.2f}   called M GFLOPs")
+    return "\n".join(lines)

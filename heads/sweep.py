@@ -55,7 +55,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
     compiled: bool = False
-    workers: int = os.cpu_count() or 1
+    workers: int = 1
     progress: Callable[[int, int], None] = silent
 
     def path(self, job: Job, seed: int) -> Path:
@@ -85,7 +85,7 @@ def train_all(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, list[RunResult]]:
         )
     total, done = sum(len(seeds) for _, seeds in units), 0
     sweep.progress(0, total)
-    if sweep.device.startswith("cuda") or len(units) <= 1:
+    if sweep.device.startswith("cuda") or min(sweep.workers, len(units)) <= 1:
         for job, seeds in units:
             _train(sweep, job, seeds, needs)
             sweep.progress(done := done + len(seeds), total)

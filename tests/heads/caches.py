@@ -48,7 +48,7 @@ def motion_of(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def make_cache(root: Path, train: int = 24, val: int = 12, *, motion: bool = True) -> Path:
     """Clips c0000... with label i % 12. On top of the usable ones, split train holds five that are not:
-    unlabelled, two labels, no file, quarantined by segment, pending.
+    unlabelled (though it has features), two labels, no file, quarantined by segment, pending.
     """
     taxonomy = load_taxonomy("demo")
     assert taxonomy is not None
@@ -94,7 +94,7 @@ def make_cache(root: Path, train: int = 24, val: int = 12, *, motion: bool = Tru
     )
     stage = create_stage(root, semantic, keys["semantic"], arrays, 64, {})
     builder = ShardBuilder(stage, 0)
-    for i, clip in enumerate(clips):
+    for i, clip in enumerate([*clips, odd["nolabel"]]):
         x, present = features_of(i)
         if not builder.room_for(len(x)):
             builder.commit()
@@ -113,7 +113,7 @@ def make_cache(root: Path, train: int = 24, val: int = 12, *, motion: bool = Tru
         ]
         stage = create_stage(root, spec, keys["motion"], arrays, 64, {})
         builder = ShardBuilder(stage, 0)
-        for i, clip in enumerate(clips):
+        for i, clip in enumerate([*clips, odd["nolabel"]]):
             x, logits = motion_of(i)
             builder.add(
                 clip_key(clip, sha(clip.clip_id)),
