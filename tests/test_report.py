@@ -10,18 +10,18 @@ from pipeline.store.layout import load_build
 from pipeline.store.reader import Cache
 from pipeline.store.records import QuarantineEntry
 from pipeline.store.writer import open_stage
-from tests.heads.caches import make_cache
+from tests.store.caches import dataset_cache
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    return make_cache(tmp_path / "cache")
+    return dataset_cache(tmp_path / "cache")
 
 
 def test_stages_of_a_cache(cache: Path) -> None:
     lines = {line["stage"]: line for line in list_stages(cache)}
     assert set(lines) == {"motion", "segment", "semantic"}
-    assert lines["motion"]["clips"] == 36
+    assert lines["motion"]["clips"] == 12
     assert lines["motion"]["used_by"] == ["demo/tiny"]
     assert lines["segment"]["quarantined"] == 1
     for name, line in lines.items():
@@ -33,11 +33,11 @@ def test_stages_of_a_cache(cache: Path) -> None:
 
 def test_quarantine_is_told_and_taken_back(cache: Path) -> None:
     report = describe(cache, "demo")
-    assert [q["clip_id"] for q in report["quarantine"]] == ["quar"]
-    assert report["codes"] == {"E_DECODE": 1}
+    assert [q["clip_id"] for q in report["quarantine"]] == ["lost", "refused"]
+    assert report["codes"] == {"E_DECODE": 1, "E_MISSING_FILE": 1}
     assert report["stages"]["semantic"]["rows"] > report["stages"]["semantic"]["clips"]
     assert retry(cache, "demo") == 1
-    assert describe(cache, "demo")["quarantine"] == []
+    assert [q["clip_id"] for q in describe(cache, "demo")["quarantine"]] == ["lost"]
     assert describe(cache, "demo")["clips"]["pending"] == report["clips"]["pending"] + 1
     assert retry(cache, "demo") == 0
 

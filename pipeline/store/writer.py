@@ -171,6 +171,11 @@ class ShardBuilder:
         self._rows = 0
         self._done = False
 
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return self._rows
+
     def room_for(self, n_rows: int) -> bool:
         """Whether a clip of n_rows still fits: clips never straddle two shards."""
         return self._rows + n_rows <= self._stage.shard_rows
