@@ -164,7 +164,7 @@ def write_npy(out: Path, items: Iterator[Item], stage: StageReader) -> None:
 def write_npz(out: Path, items: Iterator[Item], stage: StageReader) -> None:
     """<clip>.npz with every array."""
     for item in items:
-        np.savez(out / f"{item.name}.npz", **item.arrays())
+        np.savez(out / f"{item.name}.npz", **item.arrays())  # type: ignore[arg-type]
 
 
 def write_hdf5(out: Path, items: Iterator[Item], stage: StageReader) -> None:
@@ -257,7 +257,7 @@ def _table(items: list[Item], stage: StageReader) -> Any:
         rows, offsets = stage.read_many([item.rows.clip_key for item in items], array)
         nested = pa.array(rows.ravel())
         for size in reversed(spec.row_shape):
-            nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, size, np.int32), nested)
+            nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, size, dtype=np.int32), nested)
         columns[array] = pa.ListArray.from_arrays(offsets.astype(np.int32), nested)
     return pa.table(columns)
 

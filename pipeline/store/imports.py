@@ -108,7 +108,9 @@ def _examine(
 ) -> tuple[list[ArraySpec], list[int], str, dict[str, ClipError]]:
     """The arrays as the first usable clip has them, rows of each clip, SHA-256 of all, and the clips that differ."""
     specs: list[ArraySpec] = []
-    lengths, sums, refused = [], {}, {}
+    lengths: list[int] = []
+    sums: dict[str, str] = {}
+    refused: dict[str, ClipError] = {}
     for number, candidate in enumerate(found, 1):
         try:
             arrays, _ = candidate.load()
