@@ -1,11 +1,13 @@
 """Features of 16-frame windows, one row per window, five views per row; token maps on request."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.carry import carry_boxes
 from pipeline.encoders.contract import WindowEncoder
 from pipeline.encoders.preprocess import normalisation, window_indices, window_starts
 from pipeline.errors import UserError
@@ -88,17 +90,23 @@ def encode_windows(
         starts, windows = sample_windows(len(work.frames), spec)
         used = np.unique(windows)
         windows_of_used = np.searchsorted(used, windows)
-        views, there = _views(work, spec, regions, segment_stride, used, size, device)
-        views.sub_(mean).div_(std)
+        there = _presence(work, spec, regions, segment_stride, used)
         # A window has a region when any of its frames has it.
         present = np.asarray(there[:, windows_of_used].any(2)).T
         plans[work.task.key] = (starts, windows, present)
         pairs = np.argwhere(present)
 
+        @cache
+        def views() -> (
+            torch.Tensor
+        ):  # made when the first batch asks, not when the clip is drawn: off the GPU's way
+            made = _views(work, spec, regions, segment_stride, used, size, device)
+            return made.sub_(mean).div_(std)
+
         def fetch(low: int, high: int) -> torch.Tensor:
             window, view = pairs[low:high].T
             frames = torch.from_numpy(windows_of_used[window])
-            chosen = views[torch.from_numpy(view)[:, None], frames]  # [n, window, 3, size, size]
+            chosen = views()[torch.from_numpy(view)[:, None], frames]  # [n, window, 3, size, size]
             return chosen.transpose(1, 2)
 
         return Rows(work, len(pairs), fetch)
@@ -123,6 +131,18 @@ def encode_windows(
         yield work
 
 
+def _presence(
+    work: Work, spec: SemanticSpec, regions: RegionsSpec, stride: int, used: np.ndarray
+) -> np.ndarray:
+    """Where each view is present: bool [views, used]."""
+    whole = np.ones(len(used), bool)
+    if not spec.needs_regions:
+        return np.stack([whole] * len(spec.views))
+    assert work.boxes is not None
+    present = carry_boxes(work.boxes, used, stride, regions.carry).present.astype(bool)
+    return np.stack([whole if view == "full" else present[:, REGIONS.index(view)] for view in spec.views])
+
+
 def _views(
     work: Work,
     spec: SemanticSpec,
@@ -131,23 +151,21 @@ def _views(
     used: np.ndarray,
     size: int,
     device: torch.device,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """(float32 [views, used, 3, size, size] on the 0-255 scale, bool [views, used] where each is present)."""
+) -> torch.Tensor:
+    """The views of the used frames: float32 [views, used, 3, size, size] on the 0-255 scale, zeros where absent."""
     assert work.frames is not None
     frames = work.frames_on(device, used if len(used) < len(work.frames) else None)
     if spec.needs_regions:
         boxes, kept = carried(work, regions, stride, used)
         masks = torch.from_numpy(kept).to(device) if regions.mask else None
-    made, there = [], []
-    for view in spec.views:
-        if view == "full":
-            made.append(full_view(frames, size))
-            there.append(np.ones(len(used), bool))
-        else:
-            index = REGIONS.index(view)
-            made.append(region_view(frames, masks, boxes, index, size))
-            there.append(boxes.present[:, index].astype(bool))
-    return torch.stack(made), np.stack(there)
+    return torch.stack(
+        [
+            full_view(frames, size)
+            if view == "full"
+            else region_view(frames, masks, boxes, REGIONS.index(view), size)
+            for view in spec.views
+        ]
+    )
 
 
 def _laid_out(values: np.ndarray, present: np.ndarray) -> np.ndarray:
