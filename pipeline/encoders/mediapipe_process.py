@@ -31,7 +31,7 @@ START_S, FRAME_S = 120.0, 60.0  # seconds without an answer after which the proc
 POINTS = (33, 21, 21)  # landmarks of the pose, the left and the right hand
 MASK_STEP = 4  # pixels of the frame per pixel of the person mask; MediaPipe finds it at 256 x 256
 INSTALL = (
-    f"make an environment for it, `python3.12 -m venv mp && mp/bin/pip install mediapipe=={VERSION} 'numpy<2'`, "
+    f"make an environment for it, `python3.11 -m venv mp && mp/bin/pip install mediapipe=={VERSION} 'numpy<2'`, "
     f"and set {PYTHON}=mp/bin/python"
 )
 
