@@ -37,7 +37,7 @@ def test_every_option_of_every_stage_changes_its_key() -> None:
             elif isinstance(value, tuple):
                 other = value[:-1]
             else:
-                other = {**value, "more": "x"}
+                other = {**(value or {}), "more": "x"}
             assert dataclasses.replace(spec, **{field.name: other}).key != spec.key, field.name
 
 
