@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    top_k_accuracy_score,
+)
 
-from heads.metrics import confusion, scores
+from heads.metrics import average_precision, confusion, scores
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,3 +55,24 @@ def test_official_mean() -> None:
     parts = (found["coarse_f1_macro"], found["coarse_top1"], found["f1_macro"], found["top1"])
     assert found["f1_mean"] == pytest.approx(sum(parts) / 4)
     assert round((72.87 + 78.95 + 49.22 + 61.33) / 4, 2) == 65.59
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_several_labels_equal_sklearn(seed: int) -> None:
+    """Ties among the scores, classes without a clip, and clips without a label."""
+    rng = np.random.default_rng(seed)
+    classes, n = int(rng.integers(2, 15)), int(rng.integers(2, 150))
+    truth = (rng.random((n, classes)) < rng.random(classes) * 0.5).astype(np.float32)
+    probabilities = np.round(np.clip(rng.random((n, classes)) * 0.7 + truth * 0.3 * rng.random(), 0, 1), 1)
+    known = [c for c in range(classes) if truth[:, c].any()]
+    for c in known:
+        expected = average_precision_score(truth[:, c], probabilities[:, c])
+        assert average_precision(truth[:, c] > 0, probabilities[:, c]) == pytest.approx(expected)
+    found = scores(truth, probabilities, [0] * classes)
+    if known:
+        expected = average_precision_score(truth[:, known], probabilities[:, known], average="macro")
+        assert found["map"] == pytest.approx(expected)
+    guess = probabilities >= 0.5
+    for average in ("macro", "micro"):
+        expected = f1_score(truth, guess, average=average, zero_division=0.0)
+        assert found[f"f1_{average}"] == pytest.approx(expected)

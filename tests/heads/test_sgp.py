@@ -112,6 +112,24 @@ def test_padding_leaks_as_in_tridet() -> None:
     assert (alone - padded[..., :7]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("steps", [7, 10, 16])
+def test_masked_variant_does_not_leak(steps: int) -> None:
+    """The same clip padded to any length gives the same output, and zeros after it; unpadded it is TriDet's."""
+    torch.manual_seed(0)
+    sgp = SGP(32, kernel=3, hidden=8, masked=True)
+    for p in sgp.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    plain = SGP(32, kernel=3, hidden=8)
+    plain.load_state_dict(sgp.state_dict())
+    x = torch.randn(2, 32, 7)
+    alone, _ = sgp(x, torch.ones(2, 1, 7, dtype=torch.bool))
+    torch.testing.assert_close(alone, plain(x, torch.ones(2, 1, 7, dtype=torch.bool))[0])
+    mask = (torch.arange(steps) < 7).expand(2, 1, steps)
+    padded, _ = sgp(torch.cat([x, torch.randn(2, 32, steps - 7)], -1), mask)
+    torch.testing.assert_close(padded[..., :7], alone, rtol=1e-5, atol=1e-5)
+    assert (padded[..., 7:] == 0).all()
+
+
 def test_refuses_widths() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         SGP(24)
