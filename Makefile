@@ -1,5 +1,6 @@
 # make demo    the whole way on the embedded demo world
 # make test    the whole suite
+# make ablations   the paper's ablations on the demo cache
 # make segment extract train DATASET=ma52 CACHE=caches/ma52 PRESET=base WEIGHTS=/data/weights
 # Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
 
@@ -25,7 +26,7 @@ VENV  := .venv
 BMOE  := $(VENV)/bin/bmoe-cache
 READY := $(VENV)/ready
 
-.PHONY: setup demo test check segment extract train demo-weights clean
+.PHONY: setup demo test check segment extract train ablations demo-weights clean
 
 setup: $(READY)
 
@@ -54,6 +55,19 @@ extract: $(READY)
 
 train: $(READY)
 	$(BMOE) train $(OPTIONS) --head $(HEAD) --seed $(SEED) --run $(RUN)
+
+# Tables 3 and 4 and figure 5 of the paper, three seeds; finished runs are kept.
+RUNS    ?= build/ablations/$(DATASET)-$(HEAD)
+ABLATE   = $(OPTIONS) --head $(HEAD) --seeds 3 --runs $(RUNS)
+
+ablations: $(READY) $(if $(filter demo,$(DATASET)),$(CACHE)/builds/demo.json)
+	$(BMOE) ablate streams $(ABLATE)
+	$(BMOE) ablate experts $(ABLATE)
+	$(BMOE) ablate experts $(ABLATE) --no-retrain
+	$(BMOE) explain attention $(RUNS)/full-seed0 $(RUNS)/full-seed1 $(RUNS)/full-seed2 --out $(RUNS)/attention.csv
+
+$(CACHE)/builds/demo.json: | $(READY)
+	$(BMOE) demo --out build/demo
 
 # The demo world renders itself; every other dataset is imported by its user.
 .PHONY: demo-dataset

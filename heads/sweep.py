@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
@@ -9,6 +10,7 @@ from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from heads import spec
 from heads.features import FeatureSet, load_features
@@ -46,6 +48,7 @@ class Sweep:
         seeds: of every job.
         device, compiled: as in `heads.train.train_group`.
         workers: processes on a CPU, each with its share of the cores.
+        overwrite: train again what the folder holds of another config or other features, instead of refusing.
         progress: called with (runs done, runs to train).
     """
 
@@ -56,6 +59,7 @@ class Sweep:
     device: str = "cpu"
     compiled: bool = False
     workers: int = 1
+    overwrite: bool = False
     progress: Callable[[int, int], None] = silent
 
     def path(self, job: Job, seed: int) -> Path:
@@ -150,23 +154,31 @@ def _finished(sweep: Sweep, job: Job, seed: int, needs: Needs) -> RunResult | No
     """The result of a finished run of this job; None when there is none yet.
 
     Raises:
-        UserError: the folder holds a finished run of something else.
+        UserError: the folder holds something else, and is not to be overwritten.
     """
     folder = sweep.path(job, seed)
-    try:
-        config, info, result = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("config.json", "info.json", "result.json")
-        )
-    except (OSError, ValueError):
+    if not folder.exists():
         return None
     data = _features(sweep, job, needs).only(spec.needs(job.config))
+    config, info = (_json(folder / name) for name in ("config.json", "info.json"))
     if config != job.config.model_dump(mode="json") or info.get("data") != data.digest:
-        raise UserError(
-            f"{folder}: holds a run of another config or other features; delete it or give another folder"
-        )
+        if not sweep.overwrite:
+            raise UserError(
+                f"{folder}: holds a run of another config or other features; delete it or give another folder"
+            )
+        shutil.rmtree(folder)
+        return None
     known = {f.name for f in fields(RunResult)}
-    return RunResult(**{k: v for k, v in result.items() if k in known} | {"run_dir": folder})
+    result = {name: value for name, value in _json(folder / "result.json").items() if name in known}
+    return RunResult(**result | {"run_dir": folder}) if result else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _threads(count: int) -> None:

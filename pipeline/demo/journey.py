@@ -3,20 +3,15 @@
 import json
 import os
 import platform
-import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import cache as cache_once
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from heads.config import Config, load_config, variant_config
-from heads.features import FeatureSet, load_features
-from heads.train import train
+from heads.config import load_config, variant_config
+from heads.sweep import Job, Sweep, train_all
 from pipeline.datasets import import_dataset
 from pipeline.demo.truth import compare_regions
 from pipeline.demo.world import render_world
@@ -58,7 +53,7 @@ def run_demo(out: Path, listen: Listener) -> dict[str, Any]:
     listen(Event("note", "cache", text=_cache_text(rendered, computed)))
     report = describe(cache, "demo")
     agreement = _agreement(out, cache, recipe)
-    scores, trained = _train_all(out / "runs", cache, recipe, listen)
+    scores, trained = _train_all(out / "runs", cache, listen)
     pictures = _previews(out, cache, [clip.clip_id for clip in manifest.clips if clip.split == "val"])
     summary = {
         "note": "demo numbers are about the software, never about micro-action recognition",
@@ -100,67 +95,23 @@ def _agreement(out: Path, cache: Path, recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _train_all(
-    runs: Path, cache: Path, recipe: Recipe, listen: Listener
-) -> tuple[dict[str, dict[str, Any]], int]:
-    """Train (or read back) every row of the table for every seed; ({row: {top1, f1_macro}}, runs trained).
+def _train_all(runs: Path, cache: Path, listen: Listener) -> tuple[dict[str, dict[str, Any]], int]:
+    """Train (or read back) every row of the table for every seed; ({row: {top1, f1_macro}}, runs trained)."""
+    trained = 0
 
-    Runs go side by side, one thread each: two threads in one small model mostly wait for each other.
-    """
-    keys = {stage: recipe.spec.stages()[stage].key for stage in ("semantic", "motion")}
-    kept: dict[tuple[str, int], dict[str, float]] = {}
-    todo: list[tuple[str, int]] = []
-    for row, variant in ROWS.items():
-        config = variant_config(load_config(HEAD), variant)
-        for seed in SEEDS:
-            scores = _finished(runs / f"{row}-seed{seed}", config, keys)
-            if scores is None:
-                todo.append((row, seed))
-            else:
-                kept[row, seed] = scores
-    if todo:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            jobs = {job: pool.submit(_train_one, *job, runs, cache) for job in todo}
-            for done, (job, future) in enumerate(jobs.items(), 1):
-                kept[job] = future.result()
-                listen(Event("step", "training heads", done, len(todo)))
+    def told(done: int, total: int) -> None:
+        nonlocal trained
+        trained = total
+        listen(Event("step", "training heads", done, total))
+
+    sweep = Sweep(cache, "demo", runs, SEEDS, workers=os.cpu_count() or 1, overwrite=True, progress=told)
+    jobs = [Job(row, variant_config(load_config(HEAD), variant), variant) for row, variant in ROWS.items()]
+    results = train_all(sweep, jobs)
     table = {
-        row: {
-            "top1": [round(kept[row, seed]["top1"], 4) for seed in SEEDS],
-            "f1_macro": [round(kept[row, seed]["f1_macro"], 4) for seed in SEEDS],
-        }
-        for row in ROWS
+        row: {name: [round(run.scores[name], 4) for run in found] for name in ("top1", "f1_macro")}
+        for row, found in results.items()
     }
-    return table, len(todo)
-
-
-def _train_one(row: str, seed: int, runs: Path, cache: Path) -> dict[str, float]:
-    """One run, in a process of its own."""
-    import torch
-
-    torch.set_num_threads(1)
-    config = variant_config(load_config(HEAD), ROWS[row])
-    folder = runs / f"{row}-seed{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    features = _features(cache, config.t_len, config.t_mode)
-    return train(cache, "demo", config, folder, seed, variant=ROWS[row], features=features).scores
-
-
-@cache_once
-def _features(cache: Path, t_len: int, t_mode: str) -> FeatureSet:
-    return load_features(cache, "demo", t_len, t_mode)
-
-
-def _finished(folder: Path, config: Config, keys: dict[str, str]) -> dict[str, float] | None:
-    """The scores of a finished run of this config on these features, or None."""
-    try:
-        info = json.loads((folder / "info.json").read_text())
-        same = json.loads((folder / "config.json").read_text()) == config.model_dump(mode="json")
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    fits = same and all(keys.get(stage) == key for stage, key in info["stages"].items())
-    return dict(result["scores"]) if fits else None
+    return table, trained
 
 
 def _previews(out: Path, cache: Path, clip_ids: list[str]) -> list[Path]:
