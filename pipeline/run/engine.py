@@ -36,8 +36,9 @@ class Engine(AbstractContextManager["Engine"]):
     """Everything `stream` needs: the encoders of the stages to compute and the decode workers.
 
     Attributes:
-        seconds: own time of every layer so far; waiting for an upstream layer is not counted. "decode" is the
-            time that frames were waited for, "compile" that of first calls, where encoders are compiled.
+        seconds: own time of every layer so far; waiting for an upstream layer is not counted, nor what happened
+            in its shadow: "decode" is the time that frames were waited for. "compile" is that of first calls, where
+            encoders are compiled.
         frames: decoded so far.
         differences: by stage, the tensors that its weights file and model do not share, and why.
     """
@@ -54,6 +55,7 @@ class Engine(AbstractContextManager["Engine"]):
         self.cache, self.root, self.recipe, self.listen = cache, root, recipe, listen
         self.stages = tuple(stages)
         self.device = pick_device()
+        self.overlap = self.device.type == "cuda"  # on a CPU every core computes already
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 is an option
         if recipe.run.compile:
             prepare_compiler(cache, self.device)
@@ -112,14 +114,15 @@ class Engine(AbstractContextManager["Engine"]):
             return lambda work: work.task.key in keys
 
         works = self._begin(group)
-        if self.device.type == "cuda" and not {"segment", "semantic"}.isdisjoint(group.missing):
-            stream = torch.cuda.Stream(self.device)
-            works = _ahead(works, lambda work: work.upload(self.device, stream))
+        if self.overlap:
+            works = _ahead(works, self._uploader(group))
         works = _metered(works, "decode", spent)
         if "segment" in group.missing:
             layer = segment.segment(
                 works, spec.segment, self.models["segment"], batch.segment, self.device, lacks("segment")
             )
+            if self.overlap:  # boxes are found and labels compressed while the next clip is segmented
+                layer = _ahead(layer, lambda _: None)
             works = _metered(layer, "segment", spent)
         if "regions" in group.missing:
             works = _metered(regions.find_regions(works, spec.regions), "regions", spent)
@@ -147,6 +150,13 @@ class Engine(AbstractContextManager["Engine"]):
             self.seconds[layer_name] += total - below - cold
             self.seconds["compile"] += cold
             below = total
+
+    def _uploader(self, group: Group) -> Callable[[Work], None]:
+        """What takes a clip's frames to the GPU ahead of time; MANet alone sees so few that it fetches its own."""
+        if self.device.type != "cuda" or {"segment", "semantic"}.isdisjoint(group.missing):
+            return lambda _: None
+        stream = torch.cuda.Stream(self.device)
+        return lambda work: work.upload(self.device, stream)
 
     def _begin(self, group: Group) -> Iterator[Work]:
         """Works with frames where a missing stage needs them, and labels and boxes the cache already holds."""

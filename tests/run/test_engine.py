@@ -55,6 +55,8 @@ def test_overlap_and_lack_of_memory_change_no_result(
     group = planned(small_world, tmp_path / "cache", recipe, STAGES, 2)
     with Engine(tmp_path / "cache", small_world, recipe, STAGES) as engine:
         plain = run(engine, group)
+        assert not engine.overlap or engine.device.type == "cuda"
+        engine.overlap = True
         for module in (segment, semantic, motion):
             monkeypatch.setattr(module, "packed", partial(packed, overlap=True))
         overlapped = run(engine, group)
