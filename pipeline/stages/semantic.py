@@ -97,9 +97,8 @@ def encode_windows(
         pairs = np.argwhere(present)
 
         @cache
-        def views() -> (
-            torch.Tensor
-        ):  # made when the first batch asks, not when the clip is drawn: off the GPU's way
+        def views() -> torch.Tensor:
+            # Made when the first batch asks for it, not when the clip is drawn: off the GPU's way.
             made = _views(work, spec, regions, segment_stride, used, size, device)
             return made.sub_(mean).div_(std)
 
