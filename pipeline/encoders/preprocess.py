@@ -198,7 +198,7 @@ def squash_torch(images: "np.ndarray | Tensor", size: tuple[int, int]) -> "Tenso
     return F.interpolate(frames, size=size, mode="bilinear", align_corners=False).contiguous()
 
 
-def manet_input(images: "np.ndarray | Tensor", short_side: int = 256, crop: int = 224) -> "Tensor":
+def manet_input(images: Images, short_side: int = 256, crop: int = 224) -> "Tensor":
     """Segments uint8 [8, H, W, 3] to float32 [8, 3, crop, crop]: short side, centre crop, ImageNet mean."""
     resized = centre_crop(resize_short_side(images, short_side), crop)
     return to_float(resized, *normalisation("imagenet"))
@@ -216,7 +216,7 @@ def videomae_input(
 
 
 def sapiens_input(
-    images: "np.ndarray | Tensor", size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    images: Images, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> "Tensor":
     """Frames uint8 [F, H, W, 3] to float32 [F, 3, height, width], squashed, for Sapiens."""
     return to_float(squash(images, size), mean, std)
