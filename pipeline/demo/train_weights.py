@@ -1,6 +1,6 @@
 """Train the demo encoders: tiny members of the real classes, on people and motions that no demo clip shows.
 
-    python -m pipeline.demo.train_weights      # about half an hour on 2 cores; writes manifests/demo/
+    python -m pipeline.demo.train_weights      # about 40 minutes on 2 cores; writes manifests/demo/
 
 The segmenter learns part labels. VideoMAE-V2 learns what happens in one 16-frame view and how the joints in it move.
 MANet learns the classes with its embedding loss, as the published one does on MA-52.
@@ -146,7 +146,7 @@ def relight(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def train_segmenter(folder: Path, clips: int, steps: int, generator: torch.Generator) -> nn.Module:
-    """Cross entropy at the resolution of the logits (every second pixel, which one varies); batches of 16 frames."""
+    """Cross entropy at the resolution of the logits (every second pixel, which one varies); batches of 12 frames."""
     model = create_model("sapiens-seg", num_classes=28, **SEGMENTER).train()
     samples = read_samples(folder, clips, "seg_frames", "seg_labels")
     frames = torch.from_numpy(np.concatenate([s["seg_frames"] for s in samples]))
@@ -159,7 +159,7 @@ def train_segmenter(folder: Path, clips: int, steps: int, generator: torch.Gener
     heavy[list(load_parts().regions["upper_limb"])] = 2.0
     cycles = chain(schedule(model, first, 2e-3), schedule(model, steps - first, 1e-3))
     for step, _ in enumerate(cycles):
-        pick = torch.randint(len(frames), (16,), generator=generator)
+        pick = torch.randint(len(frames), (12,), generator=generator)
         down, right = torch.randint(2, (2,), generator=generator).tolist()
         target = labels[pick][:, down::2, right::2].long()
         logits = model(to_float(relight(frames[pick], generator), mean, std))["logits"]
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo-weights"), help="rendered clips, 11 GB")
     parser.add_argument("--clips", type=int, default=1800)
     parser.add_argument("--only", choices=list(TRAINERS), nargs="*", default=list(TRAINERS))
-    parser.add_argument("--steps", type=int, nargs=3, default=[3000, 2400, 1100])
+    parser.add_argument("--steps", type=int, nargs=3, default=[5200, 2400, 1100])
     options = parser.parse_args()
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
