@@ -50,6 +50,8 @@ for command in (
     cache_commands.verify,
     cache_commands.gc,
     cache_commands.diff,
+    cache_commands.push,
+    cache_commands.pull,
     exchange_commands.export,
 ):
     app.command()(command)

@@ -120,3 +120,30 @@ def diff(
         cells = ", ".join(f"{key} {value:.6g}" for key, value in found.items() if value is not None)
         lines.append(f"{name:<10} {cells}")
     show(as_json, record, "\n".join(lines))
+
+
+def push(
+    cache: Cache,
+    url: Annotated[
+        str, typer.Argument(help="s3://bucket/cache, or file:///folder that a web server serves.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Copy to a URL what it lacks of this cache: whole shards, checked. Run it again to go on."""
+    from pipeline.store.remote import push as push_cache
+
+    record = push_cache(cache, url, listener(as_json))
+    text = f"{record['shards']} shards copied; {url} holds {record['files']} files, {record['bytes'] / 1e6:.1f} MB"
+    show(as_json, record, text)
+
+
+def pull(
+    url: Annotated[str, typer.Argument(help="s3://bucket/cache, or https://host/cache.")],
+    cache: Cache,
+    as_json: Json = False,
+) -> None:
+    """Copy from a URL what this cache lacks of it: whole shards, checked. Run it again to go on."""
+    from pipeline.store.remote import pull as pull_cache
+
+    record = pull_cache(url, cache, listener(as_json))
+    show(as_json, record, f"{record['shards']} shards copied to {cache}")

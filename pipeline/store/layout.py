@@ -42,6 +42,7 @@ ITEM_BYTES |= {"uint64": 8, "float16": 2, "float32": 4, "float64": 8}
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # stages and arrays: they become folders
 _KEY = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"([a-z][a-z0-9]+):/+(.+)")
 _RECEIPT = re.compile(r"(0|[1-9][0-9]*)\.json")
 
 
@@ -69,8 +70,21 @@ def write_cache_record(root: Path) -> None:
     atomic.write_bytes(root / "cache.json", to_bytes(record))
 
 
+def url_of(root: Path | str) -> str | None:
+    """The URL given as a root, such as s3://bucket/cache (a Path keeps one slash of it); None for a folder."""
+    found = _URL.fullmatch(str(root))
+    if found is None:
+        return None
+    slashes = "///" if found[1] == "file" else "//"
+    return f"{found[1]}:{slashes}{found[2]}".rstrip("/")
+
+
 def check_cache(root: Path) -> None:
-    """Raise UserError unless root is a cache whose format this version reads."""
+    """Raise UserError unless root is a local cache whose format this version reads."""
+    if url := url_of(root):
+        raise UserError(
+            f"{url}: this command needs a cache on disk; run `bmoe-cache pull {url} FOLDER` first"
+        )
     path = root / "cache.json"
     if not path.is_file():
         raise UserError(f"{root} is not a cache (no cache.json); `bmoe-cache dataset import` makes one")

@@ -3,7 +3,7 @@
 A raw shard is mapped once and its index checked once; after that a read is two dictionary look-ups and a
 slice, about a microsecond, and the rows come from the page cache as with np.memmap. With check=True every read
 also compares the rows with the checksum in their receipt (CRC-32, 3 GB/s on one core), so that damage on the disk
-is an error and never a wrong number.
+is an error and never a wrong number. A cache behind a URL is read through a local mirror (see mirror.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,24 @@ from pipeline.errors import UserError
 from pipeline.store import layout
 from pipeline.store.layout import ArraySpec, StageDir
 from pipeline.store.records import REPAIR, ClipRows, load_quarantine
-from pipeline.store.shard import CompressedRows, checksum, dtype_of, open_shard
+from pipeline.store.shard import CompressedRows, checksum, dtype_of, open_shard, span
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
+    from pipeline.store.mirror import Mirror
 
 
 class Cache:
-    """A cache opened for reading; check=True verifies every read. Raises UserError when root is no cache."""
+    """A cache opened for reading, in a folder or behind a URL (s3://, http://, https://).
 
-    def __init__(self, root: Path, check: bool = False) -> None:
-        layout.check_cache(root)
-        self.root, self.check = root, check
+    check=True verifies every read. Raises UserError when root is no cache.
+    """
+
+    def __init__(self, root: Path | str, check: bool = False) -> None:
+        url = layout.url_of(root)
+        self._mirror = _mirror_of(url) if url else None
+        self.root, self.check = self._mirror.root if self._mirror else Path(root), check
+        layout.check_cache(self.root)
 
     def dataset(self, name: str) -> "Manifest":
         """The manifest of a dataset of this cache."""
@@ -66,7 +72,7 @@ class Cache:
 
     def stage(self, stage: str, key: str) -> "StageReader":
         """A stage as it is on disk now. Raises UserError when it was not built or is damaged."""
-        return StageReader(StageDir(self.root, stage, key), self.check)
+        return StageReader(StageDir(self.root, stage, key), self.check, self._mirror)
 
 
 class StageReader:
@@ -80,12 +86,15 @@ class StageReader:
         shard_rows: rows of every shard.
     """
 
-    def __init__(self, folder: StageDir, check: bool = False) -> None:
+    def __init__(self, folder: StageDir, check: bool = False, mirror: "Mirror | None" = None) -> None:
         info = layout.load_stage(folder)
         self.facts: Mapping[str, Any] = info.facts
         self.arrays: Mapping[str, ArraySpec] = info.arrays
         self.shard_rows = info.shard_rows
-        self._folder, self._check = folder, check
+        self._folder, self._check, self._mirror = folder, check, mirror
+        self._here: set[tuple[str, str]] = (
+            set()
+        )  # of a mirror: array and clip key of rows known to be on disk
         receipts = layout.load_receipts(folder, info)
         self._receipts = {receipt.shard: receipt for receipt in receipts}
         self.clips: dict[str, ClipRows] = {clip.clip_key: clip for r in receipts for clip in r.clips}
@@ -115,6 +124,8 @@ class StageReader:
         """
         clips = [self._clip(key) for key in clip_keys]
         spec = self._spec(array)
+        if self._mirror is not None:
+            self._bring(array, clips)  # all at once
         offsets = np.zeros(len(clips) + 1, np.int64)
         np.cumsum([clip.n_rows for clip in clips], out=offsets[1:])
         out = np.empty((offsets[-1], *spec.row_shape), dtype_of(spec))
@@ -143,27 +154,57 @@ class StageReader:
 
     def _read(self, array: str, shard: int, start: int, stop: int, clips: Sequence[ClipRows]) -> np.ndarray:
         """Rows start to stop of a shard; `clips` are those that lie there."""
-        rows = self._open.get((array, shard))
-        if rows is None:
-            rows = self._open[array, shard] = self._map(array, shard)
+        rows = self._shard(array, shard)
         try:
-            if self._check:
-                self._verify(array, rows, clips)
+            if self._mirror is not None:
+                self._bring(array, clips)
+            elif self._check:
+                for clip in clips:
+                    if not self._is_whole(array, clip):
+                        raise ValueError(f"the checksum of clip {clip.clip_id} is wrong")
             return rows[start:stop]
         except ValueError as error:
             raise self._damaged(array, shard, str(error)) from error
 
-    def _verify(self, array: str, rows: np.ndarray | CompressedRows, clips: Sequence[ClipRows]) -> None:
-        for clip in clips:
-            told = self._receipts[clip.shard].files[array].crc32[clip.position]
-            if checksum(rows, clip.row_start, clip.row_start + clip.n_rows) != told:
-                raise ValueError(f"the checksum of clip {clip.clip_id} is wrong")
+    def _shard(self, array: str, shard: int) -> np.ndarray | CompressedRows:
+        rows = self._open.get((array, shard))
+        if rows is None:
+            rows = self._open[array, shard] = self._map(array, shard)
+        return rows
+
+    def _is_whole(self, array: str, clip: ClipRows) -> bool:
+        told = self._receipts[clip.shard].files[array].crc32[clip.position]
+        rows = self._shard(array, clip.shard)
+        return checksum(rows, clip.row_start, clip.row_start + clip.n_rows) == told
+
+    def _bring(self, array: str, clips: Sequence[ClipRows]) -> None:
+        """Fetch what is not on disk yet of a mirrored cache; the checksum tells."""
+        assert self._mirror is not None
+        spec, new = self._spec(array), [clip for clip in clips if (array, clip.clip_key) not in self._here]
+        absent = [clip for clip in new if not self._is_whole(array, clip)]
+        if absent:
+            ranges = []
+            for clip in absent:
+                first, stop = clip.row_start, clip.row_start + clip.n_rows
+                where = span(spec, self._shard(array, clip.shard), first, stop)
+                ranges.append((self._folder.shard_file(spec, clip.shard), *where))
+            self._mirror.fetch(ranges)
+        for clip in absent:
+            if not self._is_whole(array, clip):
+                raise self._damaged(array, clip.shard, f"the checksum of clip {clip.clip_id} is wrong")
+        self._here.update((array, clip.clip_key) for clip in new)
 
     def _map(self, array: str, shard: int) -> np.ndarray | CompressedRows:
         spec = self._spec(array)
         path, nbytes = self._folder.shard_file(spec, shard), self._receipts[shard].files[array].bytes
         try:
-            return open_shard(spec, self.shard_rows, path, nbytes)
+            if self._mirror is not None:
+                self._mirror.prepare(path, spec, self.shard_rows, nbytes)
+            rows = open_shard(spec, self.shard_rows, path, nbytes)
+            used = self._receipts[shard].rows
+            if isinstance(rows, CompressedRows) and len(rows) != used:
+                raise ValueError(f"it has {len(rows)} rows, not {used}")
+            return rows
         except FileNotFoundError as error:
             raise self._damaged(array, shard, "it is missing") from error
         except ValueError as error:
@@ -173,4 +214,13 @@ class StageReader:
 
     def _damaged(self, array: str, shard: int, reason: str) -> UserError:
         path = self._folder.shard_file(self.arrays[array], shard)
+        if self._mirror is not None:
+            name = path.relative_to(self._mirror.root).as_posix()
+            return UserError(f"{self._mirror.remote.url}/{name} is damaged: {reason}; {REPAIR} where it lies")
         return UserError(f"{path} is damaged: {reason}; {REPAIR}, then `bmoe-cache build`")
+
+
+def _mirror_of(url: str) -> "Mirror":
+    from pipeline.store.mirror import Mirror
+
+    return Mirror(url)

@@ -153,27 +153,31 @@ class Receipt:
 def load_receipt(path: Path, shard: int, shard_rows: int, arrays: Collection[str]) -> Receipt:
     """Read and check the receipt of a shard; UserError names the file when it is damaged."""
     with damage(path):
-        record = load_record(path)
-        if field(record, "shard", int) != shard:
-            raise ValueError(f"it says shard {record['shard']}")
-        keys, ids = _column(record, "clip_keys", str), _column(record, "clip_ids", str)
-        n_rows, facts = _column(record, "n_rows", int), _column(record, "facts", dict)
-        if not len(keys) == len(ids) == len(n_rows) == len(facts) > 0 or len(set(keys)) < len(keys):
-            raise ValueError("its columns do not describe the same clips")
-        ends = list(accumulate(n_rows))
-        if min(n_rows) < 1 or ends[-1] > shard_rows:
-            raise ValueError(f"its clips have {ends[-1]} rows")
-        files = {}
-        for name in arrays:
-            file = field(field(record, "files", dict), name, dict)
-            sums = _column(file, "crc32", int)
-            if len(sums) != len(keys):
-                raise ValueError(f"it has {len(sums)} checksums of '{name}' for {len(keys)} clips")
-            files[name] = ShardFile(field(file, "bytes", int), tuple(sums))
-        starts = (end - n for end, n in zip(ends, n_rows, strict=True))
-        numbers, same = range(len(keys)), [shard] * len(keys)
-        clips = tuple(map(ClipRows, keys, ids, same, numbers, starts, n_rows, facts))
-    return Receipt(shard, clips, files)
+        return parse_receipt(path.read_bytes(), shard, shard_rows, arrays)
+
+
+def parse_receipt(data: bytes, shard: int, shard_rows: int, arrays: Collection[str]) -> Receipt:
+    """The receipt of a shard from its bytes. Raises ValueError and the like when it is damaged."""
+    record = from_bytes(data)
+    if field(record, "shard", int) != shard:
+        raise ValueError(f"it says shard {record['shard']}")
+    keys, ids = _column(record, "clip_keys", str), _column(record, "clip_ids", str)
+    n_rows, facts = _column(record, "n_rows", int), _column(record, "facts", dict)
+    if not len(keys) == len(ids) == len(n_rows) == len(facts) > 0 or len(set(keys)) < len(keys):
+        raise ValueError("its columns do not describe the same clips")
+    ends = list(accumulate(n_rows))
+    if min(n_rows) < 1 or ends[-1] > shard_rows:
+        raise ValueError(f"its clips have {ends[-1]} rows")
+    files = {}
+    for name in arrays:
+        file = field(field(record, "files", dict), name, dict)
+        sums = _column(file, "crc32", int)
+        if len(sums) != len(keys):
+            raise ValueError(f"it has {len(sums)} checksums of '{name}' for {len(keys)} clips")
+        files[name] = ShardFile(field(file, "bytes", int), tuple(sums))
+    starts = (end - n for end, n in zip(ends, n_rows, strict=True))
+    numbers, same = range(len(keys)), [shard] * len(keys)
+    return Receipt(shard, tuple(map(ClipRows, keys, ids, same, numbers, starts, n_rows, facts)), files)
 
 
 def load_clip_keys(path: Path) -> list[str]:

@@ -120,11 +120,17 @@ class CompressedRows:
         self._spec, self._file, self._pairs = spec, file, pairs
         self._edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
+    def __len__(self) -> int:
+        """Rows in use."""
+        return len(self._edges) - 1
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """Where the compressed bytes of the used rows from start to stop lie in the file."""
+        return int(self._edges[start]), int(self._edges[stop])
+
     def stored(self, start: int, stop: int) -> bytes:
         """The compressed bytes of the used rows from start to stop."""
-        if stop >= len(self._edges):
-            raise ValueError(f"it has {len(self._edges) - 1} rows, not {stop}")
-        return self._file[self._edges[start] : self._edges[stop]]
+        return self._file[slice(*self.span(start, stop))]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         from numcodecs.zstd import Zstd
@@ -188,6 +194,13 @@ def decode_shard(spec: ArraySpec, shard_rows: int, file: bytes | mmap.mmap) -> n
         raise ValueError("its chunks are not all there, in order and without gaps")
     rows = np.frombuffer(file, dtype_of(spec), count=shard_rows * spec.row_bytes // dtype_of(spec).itemsize)
     return rows.reshape(shard_rows, *spec.row_shape)
+
+
+def span(spec: ArraySpec, rows: np.ndarray | CompressedRows, start: int, stop: int) -> tuple[int, int]:
+    """First and last byte (half open) of rows start to stop in the file of an open shard."""
+    if isinstance(rows, CompressedRows):
+        return rows.span(start, stop)
+    return start * spec.row_bytes, stop * spec.row_bytes
 
 
 def checksum(rows: np.ndarray | CompressedRows, start: int, stop: int) -> int:

@@ -94,6 +94,8 @@ def check_shard(spec: ArraySpec, shard_rows: int, receipt: Receipt, data: bytes)
         if len(data) != told.bytes:
             raise ValueError(f"it has {len(data)} bytes, not {told.bytes}")
         rows = shard.decode_shard(spec, shard_rows, data)
+        if isinstance(rows, shard.CompressedRows) and len(rows) != receipt.rows:
+            raise ValueError(f"it has {len(rows)} rows, not {receipt.rows}")
     except ValueError as error:
         return str(error), {clip.clip_key for clip in receipt.clips}
     wrong = {

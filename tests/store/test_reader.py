@@ -68,6 +68,20 @@ def test_mapped_equals_zarr_python(
         assert offsets.tolist() == [0, *np.cumsum([reader.clips[key].n_rows for key in keys])]
 
 
+def test_zarrs_reads_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("zarrs", reason="the Rust codec pipeline is not installed")
+    import zarr
+
+    stage = make_stage(tmp_path)
+    written = fill(stage, [3, 9, 5, 16, 1])
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        whole = {name: foreign(stage, name) for name in stage.arrays}
+    for key, clip in reader_of(stage).clips.items():
+        start = clip.shard * 16 + clip.row_start
+        for name, rows in written[key].items():
+            np.testing.assert_array_equal(whole[name][start : start + clip.n_rows], rows)
+
+
 def test_views_are_read_only_and_share_one_map(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)
     first, second = fill(stage, [3, 4])
