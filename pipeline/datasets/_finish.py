@@ -32,9 +32,10 @@ def gather(rows: Iterable[Row]) -> tuple[Columns, int]:
     count = 0
     for row in rows:
         for name, value in row.items():
-            if name not in columns:
-                columns[name] = [None] * count
-            columns[name].append(value)
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = [None] * count
+            column.append(value)
         count += 1
         if len(row) < len(columns):
             for column in columns.values():

@@ -292,9 +292,9 @@ def relative_path(text: str) -> str:
 
 def whole(text: str, name: str, least: int = 0) -> int:
     """A whole number from a cell; ValueError otherwise."""
-    if not _SIGNED.fullmatch(text) or int(text) < least:
+    if not _SIGNED.fullmatch(text) or (number := int(text)) < least:
         raise ValueError(f"{name} {shown(text)!r}, want a whole number from {least} to 999999999")
-    return int(text)
+    return number
 
 
 def seconds(text: str, name: str) -> float:

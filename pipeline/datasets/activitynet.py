@@ -69,7 +69,7 @@ def _segments(annotations: Any, fps: Fraction) -> Iterator[Row]:
         times = segment if isinstance(segment, list) and len(segment) == 2 else [None, None]
         if not isinstance(label, str) or not all(is_time(time) for time in times):
             raise ValueError(f"annotation {shown(str(one))[:60]}, want a label and [start, end]")
-        start, end = frames_between(*times, fps)
+        start, end = frames_between(times[0], times[1], fps)
         if start is None or end is None or end <= start:
             raise ValueError(f"E_END_BEFORE_START segment {times} s")
         yield {"start_frame": start, "end_frame": end, "label_names": (label,)}

@@ -11,9 +11,10 @@ agree within one frame. The file is option `file`, else the only *.csv at the ro
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from pipeline.clip import CLIP_ID, canonical_extra, shown
 from pipeline.datasets._boxes import parse_track
@@ -27,7 +28,7 @@ TEXTS = (
     "modality", "protocol", "subject_id", "group_id", "camera_id", "person_id", "bbox_role", "skeleton_format",
 )  # fmt: skip
 INTEGERS = ("start_frame", "end_frame", "n_frames", "stream_index")
-OTHERS = ("clip_id", "split", "label", "label_id", "labels", "start_s", "end_s", "fps", "bbox")
+OTHERS = frozenset(("label", "label_id", "labels", "start_s", "end_s", "fps", "bbox"))
 
 _FPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|[0-9]{1,9}/[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
@@ -43,7 +44,9 @@ def rows(source: Source) -> Iterable[Row]:
         except (ValueError, RecursionError) as error:
             source.refuse(f"{name}:{number}", error)
         else:
-            yield {**row, "source_file": name, "source_line": number}
+            row["source_file"] = name
+            row["source_line"] = number
+            yield row
 
 
 def _table(source: Source) -> Path:
@@ -71,26 +74,13 @@ def _row(cells: dict[str, str]) -> Row:
     row: Row = {}
     extra = {}
     for name, cell in cells.items():
-        if name in INTEGERS:
-            row[name] = whole(cell, name)
-        elif name in TEXTS:
-            row[name] = cell
-        elif name in PATHS:
-            row[name] = relative_path(cell)
+        convert = _CONVERT.get(name)
+        if convert:
+            row[name] = convert(cell, name)
         elif name not in OTHERS:
             extra[name] = cell
-    if not any(name in row for name in PATHS):
+    if "video_path" not in row and "skeleton_path" not in row:
         raise ValueError("E_NO_MEDIA neither video_path nor skeleton_path")
-    if "clip_id" in cells:
-        if not CLIP_ID.fullmatch(cells["clip_id"]):
-            raise ValueError(
-                f"clip_id {shown(cells['clip_id'])!r}, want 1 to 200 of A-Z a-z 0-9 . _ : @ = + -"
-            )
-        row["clip_id"] = cells["clip_id"]
-    split = cells.get("split", "unsplit").lower()
-    if split != "unsplit" and split not in SPLITS:
-        raise ValueError(f"E_SPLIT_UNKNOWN {shown(split)!r} (want train, val, test or unsplit)")
-    row["split"] = SPLITS.get(split, "unsplit")
     row |= _times(cells, row)
     row |= _labels(cells)
     if "bbox" in cells:
@@ -98,6 +88,28 @@ def _row(cells: dict[str, str]) -> Row:
     if extra:
         row["extra"] = canonical_extra(extra)
     return row
+
+
+def _clip_id(cell: str, _: str) -> str:
+    if not CLIP_ID.fullmatch(cell):
+        raise ValueError(f"clip_id {shown(cell)!r}, want 1 to 200 of A-Z a-z 0-9 . _ : @ = + -")
+    return cell
+
+
+def _split(cell: str, _: str) -> str:
+    split = cell.lower()
+    if split != "unsplit" and split not in SPLITS:
+        raise ValueError(f"E_SPLIT_UNKNOWN {shown(split)!r} (want train, val, test or unsplit)")
+    return SPLITS.get(split, "unsplit")
+
+
+_CONVERT: dict[str, Callable[[str, str], Any]] = {
+    **dict.fromkeys(PATHS, lambda cell, _: relative_path(cell)),
+    **dict.fromkeys(TEXTS, lambda cell, _: cell),
+    **dict.fromkeys(INTEGERS, whole),
+    "clip_id": _clip_id,
+    "split": _split,
+}
 
 
 def _times(cells: dict[str, str], row: Row) -> Row:

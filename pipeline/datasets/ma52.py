@@ -49,7 +49,7 @@ def _layout(source: Source) -> dict[str, str]:
         return folders, sum((source.root / layout["lists"] / name).is_file() for name in names.values())
 
     layouts: list[dict[str, str]] = source.options["layouts"]
-    best = dict(max(layouts, key=present))
+    best = max(layouts, key=present).copy()
     folders = source.options["videos_dir"]
     own = {**(folders if isinstance(folders, dict) else {}), "lists": source.options["lists_dir"]}
     best |= {key: source.text(value, "videos_dir.train") for key, value in own.items() if value is not None}

@@ -119,7 +119,7 @@ def _read(source: Source, where: str, annotations: list[Any], fps: Fraction) -> 
                 f"{where} annotation {number}", f"segment {shown(str(segment))[:40]}, want [start, end]"
             )
             continue
-        start, end = frames_between(*segment, fps)
+        start, end = frames_between(segment[0], segment[1], fps)
         if start is None or end is None or end <= start:
             source.refuse(f"{where} annotation {number}", f"E_END_BEFORE_START segment {segment} s")
             continue

@@ -126,7 +126,7 @@ def _interval(source: Source, fields: Mapping[str, str], fps: Fraction) -> tuple
         start, end = (whole(fields[key], key) if key in fields else None for key in ("start", "end"))
     else:
         times = [seconds(fields[key], key) if key in fields else None for key in ("start", "end")]
-        start, end = frames_between(*times, fps)
+        start, end = frames_between(times[0], times[1], fps)
     if end is not None and end <= (start or 0):
         raise ValueError(f"E_END_BEFORE_START frames {start} to {end}")
     return start, end
