@@ -38,6 +38,7 @@ def main() -> None:
     _die_with_parent(int(sys.argv[-1]))
     channel = Channel()
     logging.disable()  # PyAV passes FFmpeg's messages to logging
+    _load_decoders()
     channel.send({"type": "tick"})  # from here on a long silence is a hang
     facts_of = _remembering(channel.alive)
     for line in channel.requests:
@@ -53,6 +54,14 @@ def main() -> None:
             return
         except Exception as error:  # a decoder's unforeseen failure: the next decoder decides
             channel.send({"type": "refused", "message": f"{type(error).__name__}: {error}"})
+
+
+def _load_decoders() -> None:
+    """PyAV first: where decord comes before it, decord's libvpx takes the place of PyAV's."""
+    import av  # noqa: F401
+
+    with contextlib.suppress(ImportError, OSError, RuntimeError):  # there is no decord for every machine
+        import decord  # noqa: F401
 
 
 def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[str, Any]:
