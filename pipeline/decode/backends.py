@@ -15,7 +15,7 @@ VP9 files 14 were reported and 86 not. Only the SHA-256 of an intact copy finds 
 """
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode.index import FrameIndex
-from pipeline.decode.probe import Probe, demux, open_container, reason
+from pipeline.decode.probe import Probe, decode_in_this_thread, demux, open_container, reason
 
 UPRIGHT = (1, 0, 0, 1)
 # A share of the frames. Without this limit decord fills gaps with copies of the nearest frame and says nothing.
@@ -153,16 +153,21 @@ def _pyav_from(entry: int, path: Path, probe: Probe, start: int, end: int | None
     sent: list[int] = []  # the number of the next frame when packet k went in
     with open_container(path) as container:
         stream = container.streams[probe.stream]
-        stream.thread_type = "NONE"
+        decode_in_this_thread(stream)
         stream.codec_context.flags |= Flags.copy_opaque  # every frame tells which packet it came from
         if sought:
-            container.seek(int(sought.pts[entry]), stream=stream)
+            try:
+                container.seek(int(sought.pts[entry]), stream=stream)
+            except av.FFmpegError:
+                raise _AstrayError from None
         for packet, broken in demux(container, stream):
             if broken:
                 return Outcome(number, number, decoded, broken)
-            if sought and not sent:  # a container may land further in front
+            if sought and not sent:  # containers may land on another key frame, or between two
+                if packet.size and not packet.is_keyframe:
+                    continue
                 landed = sought.number(packet.pts)
-                if landed is None or landed > entry or not packet.is_keyframe:
+                if landed is None or landed > start:
                     raise _AstrayError
                 entry = number = landed
             packet.opaque = len(sent)
@@ -197,6 +202,23 @@ def _is_leading(index: FrameIndex, pts: int | None, entry: int) -> bool:
     """Shown before the key frame that decoding began at: it may rest on frames that were never decoded."""
     number = index.number(pts)
     return number is not None and number < entry
+
+
+def shown_frames(path: Path, probe: Probe) -> Iterator[tuple[int | None, bool]]:
+    """(time stamp, is a key frame) of every frame through PyAV, converting none. Ends at the first damage."""
+    import av
+
+    with open_container(path) as container:
+        stream = container.streams[probe.stream]
+        decode_in_this_thread(stream)
+        for packet, broken in demux(container, stream):
+            if broken:
+                return
+            try:
+                for frame in packet.decode():
+                    yield frame.pts, frame.key_frame
+            except (av.FFmpegError, ValueError):
+                return
 
 
 BACKENDS: dict[str, Backend] = {"decord": decord_frames, "pyav": pyav_frames}

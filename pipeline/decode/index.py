@@ -1,6 +1,9 @@
-"""Where the frames of a recording lie, known from its packets alone, so that an interval decodes by seeking.
+"""Where the frames of a recording lie, so that an interval decodes by seeking.
 
-The number of a frame is its position in presentation order, which is the order of its stream's time stamps.
+The number of a frame is its position in presentation order, which is the order of its stream's time stamps where
+these can be trusted: then the packets alone tell it. A long recording of another kind is decoded once from end to
+end to number its frames.
+
 A decoder that begins at a key frame tells by the time stamps which frames it gives: leading pictures of an
 open group (shown before the key frame, but resting on frames before it) are dropped, and from the key frame on
 every number must follow the one before. Where one does not, the decoder begins one key frame earlier, and at
@@ -10,8 +13,9 @@ last at the first frame of the file, where no index is needed.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.decode.probe import Probe
 
 KEPT = 2_000  # packets; a file with fewer is passed over in 20 ms, so its index is not kept on disk
-# Elsewhere packets and frames differ in number (hidden frames, fields, N-VOPs) or seeking is a guess by bytes.
+# Elsewhere packets and frames may differ in number (hidden frames, fields, N-VOPs).
 CONTAINERS = frozenset(("mov", "matroska", "avi"))  # the first of FFmpeg's names
 CODECS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video", "vp9", "av1", "mjpeg"))
 NO_FRAME = 16  # bytes; an MPEG-4 packet below this may be an N-VOP, which shows the last frame again
@@ -44,19 +48,20 @@ class FrameIndex:
     """Frames of one stream, by number.
 
     Attributes:
-        pts: int64 [frames], increasing: the time stamp of every frame, in the stream's time base.
+        pts: int64 [frames]: the time stamp of every frame, in the stream's time base; no two alike.
         keys: int64 [keys], increasing: numbers of the key frames, 0 first.
     """
 
     pts: np.ndarray
     keys: np.ndarray
 
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {pts: number for number, pts in enumerate(self.pts.tolist())}
+
     def number(self, pts: int | None) -> int | None:
         """The frame with this time stamp, or None."""
-        if pts is None:
-            return None
-        at = int(np.searchsorted(self.pts, pts))
-        return at if at < len(self.pts) and self.pts[at] == pts else None
+        return None if pts is None else self._numbers.get(pts)
 
     def entries(self, start: int) -> tuple[int, ...]:
         """Key frames to begin at for frame `start`, the best first; none when only the file's beginning is left."""
@@ -64,14 +69,19 @@ class FrameIndex:
         return tuple(int(key) for key in before[:-3:-1] if key)
 
 
-def index_frames(packets: Sequence[Packet], container: str, codec: str) -> FrameIndex | None:
-    """The index of an intact stream, or None where its numbers would not be sure; packets in file order."""
+def index_frames(packets: Sequence[Packet], container: str, codec: str, reordered: bool) -> FrameIndex | None:
+    """The index of an intact stream, or None where its numbers would not be sure; packets in file order.
+
+    reordered: packets do not come in the order they are shown. AVI then has the stamps of decoding only.
+    """
     times = [packet.pts for packet in packets if packet.pts is not None and packet.shown]
     if (
         container.split(",", maxsplit=1)[0] not in CONTAINERS
         or codec not in CODECS
         or len(times) < len(packets)
     ):
+        return None
+    if container == "avi" and reordered:
         return None
     if codec == "mpeg4" and min(packet.size for packet in packets) < NO_FRAME:
         return None
@@ -82,6 +92,19 @@ def index_frames(packets: Sequence[Packet], container: str, codec: str) -> Frame
     return FrameIndex(pts, np.sort(np.searchsorted(pts, np.array(times, np.int64)[keys])))
 
 
+def index_by_decoding(frames: Iterable[tuple[int | None, bool]]) -> FrameIndex | None:
+    """The index from (time stamp, is a key frame) of all frames in the order they are shown, or None."""
+    stamps, keys = [], []
+    for number, (pts, key) in enumerate(frames):
+        stamps.append(pts)
+        if key:
+            keys.append(number)
+    whole = [pts for pts in stamps if pts is not None]
+    if not whole or len(set(whole)) < len(stamps):
+        return None
+    return FrameIndex(np.array(whole, np.int64), np.array(keys, np.int64))
+
+
 def index_file(folder: Path, path: Path, size: int, mtime_ns: int, stream: int | None) -> Path:
     """Where the facts of a long recording are kept; another file, or a changed one, has another name."""
     identity = json.dumps([str(path.absolute()), size, mtime_ns, stream])
@@ -89,11 +112,14 @@ def index_file(folder: Path, path: Path, size: int, mtime_ns: int, stream: int |
 
 
 def save_index(file: Path, facts: "Probe") -> None:
-    """Keep the facts of a long recording, its index among them. All or nothing; raises OSError."""
-    assert facts.index is not None
+    """Keep the facts of a long recording, its index (or that it has none) among them.
+
+    All or nothing; raises OSError.
+    """
     text = json.dumps(asdict(replace(facts, index=None)))
+    index = facts.index or FrameIndex(np.empty(0, np.int64), np.empty(0, np.int64))
     data = io.BytesIO()
-    np.savez_compressed(data, facts=np.array(text), pts=facts.index.pts, keys=facts.index.keys)
+    np.savez_compressed(data, facts=np.array(text), pts=index.pts, keys=index.keys)
     write_bytes(file, data.getbuffer())
 
 
@@ -104,6 +130,7 @@ def load_index(file: Path) -> "Probe | None":
     try:
         with np.load(file, allow_pickle=False) as kept:
             facts = Probe.from_json(json.loads(str(kept["facts"])))
-            return replace(facts, index=FrameIndex(kept["pts"], kept["keys"]))
+            index = FrameIndex(kept["pts"], kept["keys"])
+            return replace(facts, index=index if len(index.pts) else None)
     except Exception:  # whatever a damaged file makes zipfile, zlib, numpy or json raise: it is made again
         return None

@@ -105,6 +105,15 @@ def open_container(path: Path) -> Any:
         ) from None
 
 
+def decode_in_this_thread(stream: Any) -> None:
+    """Let a stream's decoder start no threads. Call it before the first packet.
+
+    The count is for libdav1d: it has threads of its own whatever the type, and 1 AV1 file in 75 hung in them.
+    """
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+
+
 def demux(container: Any, stream: Any) -> Iterator[tuple[Any, str | None]]:
     """(packet, None) for every packet of the stream, and (None, why) as the end of a broken file.
 
@@ -142,7 +151,7 @@ def probe(path: Path, stream_index: int | None = None, alive: Callable[[], None]
     """
     with open_container(path) as container:
         stream, others = _pick_stream(container, path, stream_index)
-        stream.thread_type = "NONE"
+        decode_in_this_thread(stream)
         frame, packets, broken = _read_packets(container, stream, alive)
         return _facts(container, stream, others, frame=frame, packets=packets, broken=broken)
 
@@ -225,13 +234,14 @@ def _facts(
         broken=broken,
         readable=frame is not None,
         warnings=tuple(warnings),
-        index=None if broken else index_frames(packets, container.format.name, _codec(stream)),
+        index=None if broken else _index(container, stream, packets),
     )
 
 
-def _codec(stream: Any) -> str:
-    """FFmpeg's name of the codec, whichever decoder serves it."""
-    return str(stream.codec_context.codec.canonical_name)
+def _index(container: Any, stream: Any, packets: list[Packet]) -> FrameIndex | None:
+    context = stream.codec_context
+    codec = context.codec.canonical_name  # whichever decoder serves it
+    return index_frames(packets, container.format.name, codec, bool(context.has_b_frames))
 
 
 def _display_matrix(frame: Any) -> tuple[list[float], tuple[int, int, int, int]]:

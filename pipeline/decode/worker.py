@@ -11,16 +11,32 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.decode.backends import AGAIN, BACKENDS, Outcome, RefusedError, Steps, backend_version, complaint
+from pipeline.decode.backends import (
+    AGAIN,
+    BACKENDS,
+    Outcome,
+    RefusedError,
+    Steps,
+    backend_version,
+    complaint,
+    shown_frames,
+)
 from pipeline.decode.channel import Channel
-from pipeline.decode.index import KEPT, index_file, load_index, save_index
+from pipeline.decode.index import (
+    KEPT,
+    FrameIndex,
+    index_by_decoding,
+    index_file,
+    load_index,
+    save_index,
+)
 from pipeline.decode.probe import MIN_SIDE, Probe, probe
 from pipeline.decode.whole import decode_whole
 from pipeline.errors import ClipError
@@ -203,7 +219,8 @@ def _remembering(alive: Callable[[], None]) -> FactsOf:
             facts = load_index(file) if file else None
             if facts is None:
                 facts = probe(path, stream, alive)
-                if file and facts.index and facts.packets >= KEPT:
+                if file and facts.packets >= KEPT:
+                    facts = replace(facts, index=facts.index or _index_slowly(path, facts, alive))
                     with contextlib.suppress(OSError):  # a cache that may only be read
                         save_index(file, facts)
         last[key] = facts  # the latest is the last
@@ -212,6 +229,17 @@ def _remembering(alive: Callable[[], None]) -> FactsOf:
         return facts
 
     return facts_of
+
+
+def _index_slowly(path: Path, facts: Probe, alive: Callable[[], None]) -> FrameIndex | None:
+    """By a full decode, worth it once for a long recording; None where even that does not number its frames."""
+
+    def frames() -> Iterator[tuple[int | None, bool]]:
+        for frame in shown_frames(path, facts):
+            alive()
+            yield frame
+
+    return index_by_decoding(frames()) if facts.readable and not facts.broken else None
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_spoiled_packet_ends_the_clip(
     assert after.code == "E_DECODE"
     assert (after.decoder or "").startswith("pyav")
     assert after.attempts >= 1
-    if name != "mkv":  # there the container is damaged as well, and nothing behind the place is sure
+    if name == "index at end":  # the others have no index: container damaged as well, stamps not trusted
         assert np.array_equal(decode(pool, broken, 37, 40).array, whole[37:40])  # behind the next key frame
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decode import DecodeJob, DecodePool, Frames, worker
-from pipeline.decode.backends import REORDER
-from pipeline.decode.index import Packet, index_frames, load_index, save_index
+from pipeline.decode.backends import REORDER, pyav_frames
+from pipeline.decode.index import KEPT, Packet, index_frames, load_index, save_index
 from pipeline.decode.probe import probe
 from pipeline.decode.process import shared_room
 from tests.decode.clips import repeat, write_video
@@ -119,6 +119,23 @@ def test_a_recording_is_passed_over_once(recording: Path, tmp_path: Path) -> Non
         assert decode(pool, touched, 20_000, 20_003).warnings == ()
 
 
+@pytest.mark.parametrize("name", ["long.avi", pytest.param("long.ts", marks=pytest.mark.slow)])
+def test_a_long_recording_without_trusted_time_stamps_is_numbered_by_one_decode(
+    tmp_path: Path, name: str
+) -> None:
+    path = write_video(tmp_path / name, KEPT + 50, draw=moving)
+    facts = probe(path)
+    assert facts.index is None
+    whole = [step for step in pyav_frames(path, facts, 0, None) if isinstance(step, np.ndarray)]
+    with DecodePool(1, index=tmp_path / "index") as pool:
+        for start in (3, 700, 1_501, KEPT + 46):
+            result = decode(pool, path, start, start + 4)
+            assert np.array_equal(result.array, whole[start : start + 4])
+            assert result.decoded <= 2 * GOP + 4 + REORDER
+    [kept] = (tmp_path / "index").iterdir()
+    assert load_index(kept)
+
+
 def test_a_damaged_index_is_made_again(recording: Path, tmp_path: Path) -> None:
     file = tmp_path / "index.npz"
     facts = probe(recording)
@@ -172,7 +189,7 @@ def packets(*stamps: int | None, size: int = 100) -> list[Packet]:
 
 
 def test_index_numbers_frames_by_time_stamp() -> None:
-    index = index_frames(packets(0, 4, 2, 8, 6, 10), "mov,mp4", "h264")
+    index = index_frames(packets(0, 4, 2, 8, 6, 10), "mov,mp4", "h264", True)
     assert index is not None
     assert [index.number(pts) for pts in (0, 2, 4, 6, 8, 10, 3, None)] == [0, 1, 2, 3, 4, 5, None, None]
     assert index.keys.tolist() == [0, 4]
@@ -193,7 +210,7 @@ def test_index_numbers_frames_by_time_stamp() -> None:
     ],
 )
 def test_no_index_where_numbers_would_not_be_sure(stream: list[Packet], container: str, codec: str) -> None:
-    assert index_frames(stream, container, codec) is None
+    assert index_frames(stream, container, codec, False) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="frames lie in memfds on Linux only")
