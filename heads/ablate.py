@@ -56,8 +56,8 @@ def ablate_experts(sweep: Sweep, config: Config, retrain: bool = True) -> dict[s
 
     Returns:
         the table of `heads.paper.side_by_side`; costs: row -> expert -> share of the clips of that expert's classes
-        (composites: of nobody's) that are no longer recognised; own_costs_most: row -> whether that is most for
-        the removed expert's classes; encoder_forwards as in `ablate_streams`.
+        (composites: of nobody's) that are no longer recognised; own_costs_most: row -> whether that is more for
+        the removed expert's classes than for those of any other; encoder_forwards as in `ablate_streams`.
     """
     if config.head != "bmoe" or not config.semantic.enabled:
         raise UserError("ablate experts needs a B-MoE with its semantic stream; choose such a head preset")
@@ -86,7 +86,7 @@ def ablate_experts(sweep: Sweep, config: Config, retrain: bool = True) -> dict[s
         **side_by_side("tab4", sweep.dataset, scores),
         "retrained": retrain,
         "costs": costs,
-        "own_costs_most": {row: max(c, key=c.__getitem__) == drops[row] for row, c in costs.items()},
+        "own_costs_most": {row: _dearest(config, c) == drops[row] for row, c in costs.items()},
         "encoder_forwards": encoded(sweep.cache, sweep.dataset) - before,
     }
 
@@ -115,6 +115,11 @@ def _owned(config: Config, info: Mapping[str, Any]) -> dict[str, Sequence[int]]:
     owned: dict[str, Sequence[int]] = {name: list(sets.get(name, ())) for name in config.experts}
     every = {c for ids in owned.values() for c in ids}
     return owned | {"composites": [c for c in range(len(info["classes"])) if c not in every]}
+
+
+def _dearest(config: Config, costs: Mapping[str, float]) -> str:
+    """The expert whose classes suffer most."""
+    return max((name for name in config.experts if name in costs), key=lambda name: costs[name])
 
 
 def _costs(

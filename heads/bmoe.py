@@ -15,6 +15,7 @@ from heads.options import GATE, Config
 from heads.routing import Routing
 from heads.spec import MOTION, SEMANTIC, FeatureReq, HeadInfo, HeadSpec
 from heads.stack import NamedStack
+from pipeline.spec import VIEWS
 
 
 def needs(config: Config) -> tuple[FeatureReq, ...]:
@@ -64,12 +65,15 @@ class BMoE(nn.Module):
     """
 
     positions: Tensor
+    index: Tensor
 
     def __init__(self, config: Config, info: HeadInfo) -> None:
         super().__init__()
         self.config, self.info = config, info
         self.groups = score_groups(config, info)
         self.views = list(config.experts.values())
+        # A buffer, so that heads whose experts see other views can train side by side.
+        self.register_buffer("index", torch.tensor([VIEWS.index(v) for v in self.views]), persistent=False)
         self.silent: tuple[str, ...] = ()  # experts to leave out, as if their view were absent
         self.width = width = config.d_model or info.dim or info.motion_dim
         if width % config.te.heads and config.te.layers:
@@ -122,10 +126,10 @@ class BMoE(nn.Module):
     def _semantic(self, batch: dict[str, Tensor], out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """z~ [B, T, d] and the valid steps [B, T]; the weights and the experts' features go into `out`."""
         aug = self.config.aug
-        views = [view_of(batch, view) for view in self.views]
-        parts, parts_valid = torch.stack([x for x, _ in views], 1), torch.stack([v for _, v in views], 1)
-        full, valid = view_of(batch, "full")
-        valid, parts_valid = self._mask(valid), self._mask(parts_valid)
+        full, valid = batch["sem_full"], self._mask(batch["sem_full_valid"])
+        parts = torch.cat([full[:, None], batch["sem_parts"]], 1).index_select(1, self.index)
+        parts_valid = torch.cat([valid[:, None], self._mask(batch["sem_parts_valid"])], 1)
+        parts_valid = parts_valid.index_select(1, self.index)
         if self.silent:
             kept = torch.tensor([n not in self.silent for n in self.config.experts], device=valid.device)
             parts_valid = parts_valid & kept[:, None]

@@ -33,11 +33,12 @@ OF_EXPERTS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config from several seeds, trained side by side.
+    """Runs trained side by side.
 
     Attributes:
+        config: of the first; others may differ in `experts` alone.
         data: the features, on the device.
-        seeds, reports: one per run.
+        keys, seeds, reports: one per run; a key names everything that decides the run.
         experts: folder of the trained experts.
         state: file of an unfinished stage 2.
         every_s: seconds between two checkpoints.
@@ -46,6 +47,7 @@ class Group:
     config: Config
     info: spec.HeadInfo
     data: FeatureSet
+    keys: Sequence[str]
     seeds: Sequence[int]
     reports: Sequence[Reporter]
     experts: Path
@@ -62,14 +64,6 @@ class Group:
     def select(self) -> str:
         """The validation score that picks the epoch."""
         return self.config.select or ("map" if self.info.multi else "top1")
-
-    def key(self) -> str:
-        """SHA-256 of everything that decides these runs."""
-        config = self.config.model_dump(mode="json")
-        vectors = hashlib.sha256(self.info.label_vectors.tobytes()).hexdigest()
-        return digest(
-            {"config": config, "data": self.data.digest, "vectors": vectors, "seeds": [*self.seeds]}
-        )
 
 
 def expert_key(group: Group, name: str, expert: Any, seed: int) -> str:
@@ -88,44 +82,63 @@ def expert_key(group: Group, name: str, expert: Any, seed: int) -> str:
 
 
 def stage1(group: Group, models: Sequence[Any], name: str) -> dict[int, str]:
-    """Gives every model its expert: from the folder of experts where it is known, else trained.
+    """Gives every model that has this expert a trained one: from the folder of experts where it is known.
 
     An expert learns from the clips of its classes in which its view is present; without any it keeps its
-    initial weights. Returns seed -> key of the expert.
+    initial weights. Returns run -> key of the expert.
     """
     device = group.data.splits["train"].label.device
-    experts: dict[int, nn.Module] = {}
     keys: dict[int, str] = {}
+    untrained: dict[str, dict[int, Any]] = {}  # experts with the same clips -> run -> expert
     for i, (model, seed) in enumerate(zip(models, group.seeds, strict=True)):
+        if name not in model.expert_names():
+            continue
         torch.manual_seed(seed_of(seed, f"init expert:{name}"))
         expert = model.new_expert(name).to(device)
-        keys[seed] = expert_key(group, name, expert, seed)
-        if (known := read_state(_path(group, name, keys[seed]))) and known[1].get("key") == keys[seed]:
-            model.adopt(name, known[0])
-            for record in known[1]["records"]:
-                group.reports[i](record, again=True)
-        else:
-            experts[i] = expert
-    if not experts:
-        return keys
-    task = _expert_task(group, name, experts)
-    if task is None:
-        return {}
-    first = keys[task.seeds[0]]
-    unfinished = _path(group, name, first).with_suffix(".part")
-    checkpoint = Checkpoint(unfinished, digest([keys[seed] for seed in task.seeds]), group.every_s)
-    for i, fitted in zip(experts, fit(task, [group.reports[i] for i in experts], checkpoint), strict=True):
-        key = keys[group.seeds[i]]
-        facts = {"key": key, "best_epoch": fitted.best_epoch, "records": fitted.records}
-        write_state(_path(group, name, key), fitted.best, facts)
-        models[i].adopt(name, fitted.best)
-    checkpoint.remove()
+        key = expert_key(group, name, expert, seed)
+        if key not in keys.values() and _known(group, name, key) is None:
+            clips = digest([expert.view, expert.assign.tolist()])
+            untrained.setdefault(clips, {})[i] = expert
+        keys[i] = key
+    trained = {i for experts in untrained.values() for i in _train_experts(group, name, experts, keys)}
+    for i, key in list(keys.items()):
+        known = _known(group, name, key)
+        if known is None:  # no clips
+            del keys[i]
+            continue
+        models[i].adopt(name, known[0])
+        for record in () if i in trained else known[1]["records"]:
+            group.reports[i](record, again=True)
     return keys
 
 
-def _expert_task(group: Group, name: str, experts: dict[int, nn.Module]) -> Task | None:
+def _known(group: Group, name: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A trained expert: its state, and its facts."""
+    found = read_state(_path(group, name, key))
+    return found if found and found[1].get("key") == key else None
+
+
+def _train_experts(group: Group, name: str, experts: dict[int, Any], keys: dict[int, str]) -> list[int]:
+    """Trains the experts of these runs side by side and keeps them; without clips it does nothing.
+
+    Returns the runs whose expert was trained.
+    """
+    task = _expert_task(group, name, experts)
+    if task is None:
+        return []
+    wanted = [keys[i] for i in experts]
+    checkpoint = Checkpoint(_path(group, name, wanted[0]).with_suffix(".part"), digest(wanted), group.every_s)
+    fitted = fit(task, [group.reports[i] for i in experts], checkpoint)
+    for key, result in zip(wanted, fitted, strict=True):
+        facts = {"key": key, "best_epoch": result.best_epoch, "records": result.records}
+        write_state(_path(group, name, key), result.best, facts)
+    checkpoint.remove()
+    return list(experts)
+
+
+def _expert_task(group: Group, name: str, experts: dict[int, Any]) -> Task | None:
     config, multi = group.config, group.info.multi
-    any_expert: Any = next(iter(experts.values()))
+    any_expert = next(iter(experts.values()))
     inputs, targets, local = {}, {}, {}
     for split, data in group.data.splits.items():
         target = data.target(group.classes)
@@ -197,7 +210,7 @@ def stage2(group: Group, models: Sequence[Any]) -> list[Fitted]:
         precision=config.precision,
         compiled=group.compiled,
     )
-    checkpoint = Checkpoint(group.state, group.key(), group.every_s)
+    checkpoint = Checkpoint(group.state, digest(list(group.keys)), group.every_s)
     fitted = fit(task, group.reports, checkpoint)
     checkpoint.remove()
     return fitted

@@ -15,7 +15,7 @@ from typing import Any
 from heads import spec
 from heads.features import FeatureSet, load_features
 from heads.options import Config
-from heads.train import RunResult, train_group
+from heads.train import RunPlan, RunResult, side_by_side_key, train_group
 from pipeline.errors import UserError
 from pipeline.store.reader import Cache
 
@@ -71,8 +71,8 @@ def train_all(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, list[RunResult]]:
     """Trains what is not there yet: name of the job -> results in the order of the seeds.
 
     Stage-1 experts are shared by all runs of the folder. On a CPU processes train run after run, since two threads
-    in one small model mostly wait for each other; on a GPU, and for narrow models, the seeds of a job train as one
-    batched model.
+    in one small model mostly wait for each other; on a GPU, and for narrow models, runs that differ in their seed or
+    in which experts they have train as one batched model.
 
     Raises:
         UserError: as `heads.train.train_group`; also when a folder holds a run of another config or of other
@@ -81,24 +81,25 @@ def train_all(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, list[RunResult]]:
     needs = tuple(
         dict.fromkeys(need for job in jobs for need in spec.needs(job.config))
     )  # the same clips for all
-    units: list[tuple[Job, tuple[int, ...]]] = []
+    units: dict[str, list[tuple[Job, int]]] = {}  # what trains side by side
     for job in jobs:
-        left = [seed for seed in sweep.seeds if _finished(sweep, job, seed, needs) is None]
-        units += (
-            [(job, tuple(left))] if _together(job.config, sweep) and left else [(job, (s,)) for s in left]
-        )
-    total, done = sum(len(seeds) for _, seeds in units), 0
+        for seed in sweep.seeds:
+            if _finished(sweep, job, seed, needs) is None:
+                alone = not _together(job.config, sweep)
+                beside = f"{job.name} {seed}" if alone else side_by_side_key(job.config)
+                units.setdefault(beside, []).append((job, seed))
+    total, done = sum(map(len, units.values())), 0
     sweep.progress(0, total)
-    if sweep.device.startswith("cuda") or min(sweep.workers, len(units)) <= 1:
-        for job, seeds in units:
-            _train(sweep, job, seeds, needs)
-            sweep.progress(done := done + len(seeds), total)
+    workers = min(sweep.workers, len(units))
+    if workers <= 1 or sweep.device.startswith("cuda"):
+        for unit in units.values():
+            _train(sweep, unit, needs)
+            sweep.progress(done := done + len(unit), total)
     else:
-        workers = min(sweep.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // workers)
         quiet = replace(sweep, progress=silent)  # a listener does not travel to another process
         with ProcessPoolExecutor(workers, get_context("spawn"), _threads, (threads,)) as pool:
-            running = {pool.submit(_train, quiet, job, seeds, needs): len(seeds) for job, seeds in units}
+            running = {pool.submit(_train, quiet, unit, needs): len(unit) for unit in units.values()}
             for future in as_completed(running):
                 future.result()
                 sweep.progress(done := done + running[future], total)
@@ -133,10 +134,11 @@ def _together(config: Config, sweep: Sweep) -> bool:
     return sweep.device.startswith("cuda") or bool(config.d_model and config.d_model <= NARROW)
 
 
-def _train(sweep: Sweep, job: Job, seeds: Sequence[int], needs: Needs) -> None:
+def _train(sweep: Sweep, unit: Sequence[tuple[Job, int]], needs: Needs) -> None:
+    plans = [RunPlan(sweep.path(job, seed), job.config, seed, job.variant) for job, seed in unit]
     train_group(
-        sweep.cache, sweep.dataset, job.config, {seed: sweep.path(job, seed) for seed in seeds},
-        variant=job.variant, features=_features(sweep, job, needs), experts=sweep.folder / "experts",
+        sweep.cache, sweep.dataset, plans,
+        features=_features(sweep, unit[0][0], needs), experts=sweep.folder / "experts",
         device=sweep.device, compiled=sweep.compiled,
     )  # fmt: skip
 

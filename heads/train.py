@@ -56,20 +56,42 @@ class RunResult:
         return self.scores["f1_macro"]
 
 
+@dataclass(frozen=True)
+class RunPlan:
+    """A run to be trained.
+
+    Attributes:
+        folder: a new folder, or that of the interrupted run.
+        config: from `heads.config.load_config`.
+        seed: of initialisation, order and dropout.
+        variant: a name for the record, e.g. of `heads.config.variant_config`; the config is taken as it is.
+    """
+
+    folder: Path
+    config: Config
+    seed: int = 0
+    variant: str = "full"
+
+
 def train(
-    cache: Path, dataset: str, config: Config, run_dir: Path, seed: int = 0, **options: Any
+    cache: Path,
+    dataset: str,
+    config: Config,
+    run_dir: Path,
+    seed: int = 0,
+    *,
+    variant: str = "full",
+    **options: Any,
 ) -> RunResult:
     """One run; see `train_group` for the options."""
-    return train_group(cache, dataset, config, {seed: run_dir}, **options)[0]
+    return train_group(cache, dataset, [RunPlan(run_dir, config, seed, variant)], **options)[0]
 
 
 def train_group(
     cache: Path,
     dataset: str,
-    config: Config,
-    folders: dict[int, Path],
+    plans: Sequence[RunPlan],
     *,
-    variant: str = "full",
     features: FeatureSet | None = None,
     experts: Path | None = None,
     device: str = "cpu",
@@ -77,18 +99,16 @@ def train_group(
     every_s: float = EVERY_S,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[RunResult]:
-    """Trains a head on split "train", picks the epoch on "val" and writes run folders (see `heads.runs`).
+    """Trains heads on split "train", picks the epoch on "val" and writes run folders (see `heads.runs`).
 
-    Several seeds train side by side as one batched model: faster on a GPU, and on a CPU for narrow models. The
-    same seeds on the same machine and number of threads give the same bytes. An interrupted call goes on where
+    Several runs train side by side as one batched model: faster on a GPU, and on a CPU for narrow models. The
+    same runs on the same machine and number of threads give the same bytes. An interrupted call goes on where
     it was, and gives the bytes of an uninterrupted one.
 
     Args:
         cache: the cache folder.
         dataset: name of the data set in it.
-        config: from `heads.config.load_config`.
-        folders: seed (of initialisation, order and dropout) -> a new folder, or that of the interrupted run.
-        variant: a name for the record, e.g. of `heads.config.variant_config`; the config is taken as it is.
+        plans: the runs. Their configs are equal but for the names and views of as many experts.
         features: what `load_features` gave for the same config, to read the cache once for many runs.
         experts: folder where trained experts are kept and found; default: beside the first run.
         device: "cpu", "cuda", ...
@@ -99,8 +119,12 @@ def train_group(
     Raises:
         UserError: missing features, no clips, a width that does not fit, a run folder in use, a loss not
             finite.
+        ValueError: configs that cannot train side by side.
     """
     began = time.perf_counter()
+    config, first = plans[0].config, plans[0].folder
+    if len({side_by_side_key(plan.config) for plan in plans}) > 1:
+        raise ValueError("configs that differ in more than their experts cannot train side by side")
     needs = spec.needs(config)
     data = features or load_features(cache, dataset, config.t_len, config.t_mode, needs=needs)
     data = data.only(needs)
@@ -113,55 +137,63 @@ def train_group(
     vectors = _vectors(data, config)
     info = data.info(vectors.vectors)
     data = data.to(device)
-    first = next(iter(folders.values()))
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda), arithmetic(config.precision, device), ExitStack() as stack:
-        models = _models(config, info, data, list(folders), device)
-        reports = []
-        for seed, folder in folders.items():
-            facts = {"dataset": dataset, "variant": variant, "seed": seed, "device": device}
-            facts["key"] = digest([seed, config.model_dump(mode="json"), data.digest])
-            runs.open_run(folder, config, facts | runs.facts(data, info, vectors), vectors)
-            reports.append(stack.enter_context(runs.Recorder(folder, config.tensorboard, on_epoch)))
+        models = _models(plans, info, data, device)
+        reports, run_keys = [], []
+        for plan in plans:
+            facts = {"dataset": dataset, "variant": plan.variant, "seed": plan.seed, "device": device}
+            facts["key"] = digest([plan.seed, plan.config.model_dump(mode="json"), data.digest])
+            runs.open_run(plan.folder, plan.config, facts | runs.facts(data, info, vectors), vectors)
+            reports.append(stack.enter_context(runs.Recorder(plan.folder, config.tensorboard, on_epoch)))
+            run_keys.append(str(facts["key"]))
         group = Group(
-            config, info, data, list(folders), reports, experts or first.parent / "experts",
-            first / "state.safetensors", compiled, every_s,
+            config, info, data, run_keys, [plan.seed for plan in plans], reports,
+            experts or first.parent / "experts", first / "state.safetensors", compiled, every_s,
         )  # fmt: skip
-        keys = {name: stage1(group, models, name) for name in getattr(models[0], "expert_names", tuple)()}
+        names = dict.fromkeys(n for model in models for n in getattr(model, "expert_names", tuple)())
+        keys = {name: stage1(group, models, name) for name in names}
         fitted = stage2(group, models)
     results = []
-    for model, fit, (seed, folder) in zip(models, fitted, folders.items(), strict=True):
-        scores, difference = _write(group, model, fit, folder)
+    for i, (plan, model, fit) in enumerate(zip(plans, models, fitted, strict=True)):
+        scores, difference = _write(group, model, fit, plan.folder)
         result = RunResult(
-            run_dir=folder,
+            run_dir=plan.folder,
             dataset=dataset,
-            variant=variant,
-            seed=seed,
+            variant=plan.variant,
+            seed=plan.seed,
             split=_shown(data),
             scores=scores,
             best_epoch=fit.best_epoch,
             parameters=sum(p.numel() for p in model.parameters()),
             seconds=round(time.perf_counter() - began, 3),
-            experts={name: found[seed] for name, found in keys.items() if found},
+            experts={name: found[i] for name, found in keys.items() if i in found},
             difference=difference,
         )
-        runs.write_json(folder / "result.json", asdict(result) | {"run_dir": folder.name})
+        runs.write_json(plan.folder / "result.json", asdict(result) | {"run_dir": plan.folder.name})
         results.append(result)
     return results
 
 
-def _models(
-    config: Config, info: spec.HeadInfo, data: FeatureSet, seeds: Sequence[int], device: str
-) -> list[Any]:
-    """Untrained heads, one per seed, with the statistics of the train split."""
-    models = []
-    for seed in seeds:
-        torch.manual_seed(seed_of(seed, "init"))
-        models.append(spec.build(config, info).to(device))
-    if hasattr(models[0], "fit_normalisation"):
-        models[0].fit_normalisation(data.splits["train"].tensors)
-        for other in models[1:]:
-            other.load_state_dict(dict(models[0].named_buffers()), strict=False)
+def side_by_side_key(config: Config) -> str:
+    """Equal for configs whose runs can train side by side."""
+    return digest(config.model_dump(mode="json") | {"experts": len(config.experts)})
+
+
+def _models(plans: Sequence[RunPlan], info: spec.HeadInfo, data: FeatureSet, device: str) -> list[Any]:
+    """Untrained heads, one per run, with the statistics of the train split."""
+    models: list[Any] = []
+    fitted: dict[str, torch.nn.Module] = {}  # experts -> a model with the statistics of their views
+    for plan in plans:
+        torch.manual_seed(seed_of(plan.seed, "init"))
+        model = spec.build(plan.config, info).to(device)
+        views = digest(plan.config.experts)
+        if views in fitted:
+            model.load_state_dict(dict(fitted[views].named_buffers()), strict=False)
+        elif hasattr(model, "fit_normalisation"):
+            model.fit_normalisation(data.splits["train"].tensors)
+            fitted[views] = model
+        models.append(model)
     return models
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from heads.checkpoint import Checkpoint, read_state, write_state
 from heads.config import load_config
-from heads.train import RunResult, train_group
+from heads.train import RunPlan, RunResult, train_group
 from pipeline.errors import UserError
 from tests.heads.synthetic import synthetic
 from tests.heads.test_train import same_bytes
@@ -29,8 +29,8 @@ def run(
             raise StopError
 
     config = load_config("bmoe_tiny", [*OPTIONS, *overrides])
-    folders = {seed: folder / f"seed{seed}" for seed in (0, 1)}
-    return train_group(Path("x"), "demo", config, folders, features=SMALL, every_s=0, on_epoch=listen)
+    plans = [RunPlan(folder / f"seed{seed}", config, seed) for seed in (0, 1)]
+    return train_group(Path("x"), "demo", plans, features=SMALL, every_s=0, on_epoch=listen)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def listen(record):
     if (record["stage"], record["epoch"]) == ("fusion", 3):
         os.kill(os.getpid(), signal.SIGKILL)
 config = t.load_config("bmoe_tiny", t.OPTIONS)
-folders = {{seed: Path({str(tmp_path)!r}) / f"seed{{seed}}" for seed in (0, 1)}}
-t.train_group(Path("x"), "demo", config, folders, features=t.SMALL, every_s=0, on_epoch=listen)
+plans = [t.RunPlan(Path({str(tmp_path)!r}) / f"seed{{seed}}", config, seed) for seed in (0, 1)]
+t.train_group(Path("x"), "demo", plans, features=t.SMALL, every_s=0, on_epoch=listen)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode == -9

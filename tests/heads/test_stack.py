@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from heads.config import load_config
+from heads.config import load_config, variant_config
 from heads.layers import Dense, TransformerLayer
 from heads.m3e import M3E
 from heads.stack import NamedStack, Stack
-from heads.train import train, train_group
+from heads.train import RunPlan, train, train_group
 from tests.heads.synthetic import synthetic
 from tests.heads.test_m3e import M3E_TINY
 
@@ -115,9 +115,9 @@ def test_transformer_layer_is_torchs(norm_first: bool) -> None:
 def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
     """Without dropout three seeds as one batched model learn what each learns alone, epoch by epoch."""
     config = load_config("bmoe_tiny", NO_DROPOUT)
-    folders = {seed: tmp_path / f"group{seed}" for seed in (0, 1, 2)}
-    together = train_group(Path("x"), "demo", config, folders, features=SMALL, experts=tmp_path / "e1")
-    for seed, result in zip(folders, together, strict=True):
+    plans = [RunPlan(tmp_path / f"group{seed}", config, seed) for seed in (0, 1, 2)]
+    together = train_group(Path("x"), "demo", plans, features=SMALL, experts=tmp_path / "e1")
+    for seed, result in enumerate(together):
         alone = train(
             Path("x"),
             "demo",
@@ -138,13 +138,36 @@ def test_side_by_side_is_one_by_one(tmp_path: Path) -> None:
             np.testing.assert_allclose(tensor, states[1][name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+def test_variants_side_by_side(tmp_path: Path) -> None:
+    """Heads with other experts of the same number share one batched model, and each shared expert is trained once."""
+    base = load_config("bmoe_tiny", NO_DROPOUT)
+    variants = ("drop_head", "drop_body", "drop_lower_limb")
+    configs = {variant: variant_config(base, variant) for variant in variants}
+    plans = [RunPlan(tmp_path / v, config, 3, v) for v, config in configs.items()]
+    together = train_group(Path("x"), "demo", plans, features=SMALL)
+    kept = sorted(p.name.partition("-")[0] for p in (tmp_path / "experts").iterdir())
+    assert kept == ["body", "head", "lower_limb", "upper_limb"]
+    for (variant, config), result in zip(configs.items(), together, strict=True):
+        alone = train(Path("x"), "demo", config, tmp_path / "alone" / variant, 3, features=SMALL)
+        assert result.experts.keys() == config.experts.keys()
+        assert result.experts == alone.experts
+        assert result.scores["top1"] == pytest.approx(alone.scores["top1"], abs=0.1)
+        losses = []
+        for run in (result, alone):
+            records = map(json.loads, (run.run_dir / "metrics.jsonl").read_text().splitlines())
+            losses.append({(r["stage"], r["epoch"]): r["loss"] for r in records})
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="cannot train side by side"):
+        train_group(Path("x"), "demo", [plans[0], RunPlan(tmp_path / "y", base)], features=SMALL)
+
+
 def test_runs_stop_each_at_its_own_epoch(tmp_path: Path) -> None:
     """Early stopping is per run: a run that stopped is not moved by those that go on."""
     config = load_config(
         "bmoe_tiny", [*NO_DROPOUT, "stage2.epochs=12", "stage2.patience=1", "stage2.lr=0.03"]
     )
-    folders = {seed: tmp_path / f"group{seed}" for seed in range(4)}
-    together = train_group(Path("x"), "demo", config, folders, features=SMALL)
+    plans = [RunPlan(tmp_path / f"group{seed}", config, seed) for seed in range(4)]
+    together = train_group(Path("x"), "demo", plans, features=SMALL)
     epochs = []
     for result in together:
         records = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
