@@ -6,9 +6,11 @@ A plan is data: the runner executes it, the command line prints it. Neither torc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.collecting import uncollected
 from pipeline.manifest import Clip, Manifest, clip_key
 from pipeline.media import Media
 from pipeline.spec import (
@@ -27,8 +29,7 @@ from pipeline.store.writer import Stage, open_stage
 UNKNOWN_FRAMES = 300
 
 
-@dataclass(frozen=True, slots=True)
-class ClipTask:
+class ClipTask(NamedTuple):  # made in a third of the time of a frozen dataclass
     """One clip to compute: its content address, where it lies, and how many frames its header promises.
 
     `points` are the persons x joints of a skeleton file.
@@ -124,8 +125,8 @@ def with_source(manifest: Manifest, source: str) -> Manifest:
 def clip_tasks(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> dict[str, ClipTask]:
     """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
     tasks = {}
-    for clip in manifest.clips:
-        file = media.get(clip.path(source) or "")
+    for clip, path in zip(manifest.clips, map(attrgetter(f"{source}_path"), manifest.clips), strict=True):
+        file = media.get(path)
         if file is None or file.sha256 is None or file.code is not None:
             continue
         whole = file.n_frames or UNKNOWN_FRAMES
@@ -144,22 +145,25 @@ def count_clips(
     source: str = "video",
 ) -> Counts:
     """Account for every row of the manifest over the given stages, which read `source`."""
+    keys = [task.key for task in tasks.values()]
     refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
     complete = frozenset[str].intersection(*(held.done for held in holds.values())) if holds else frozenset()
-    done = quarantined = 0
+    done = _count(complete - refused, keys)
+    quarantined = _count(refused, keys)
     for clip in manifest.clips:
-        task = tasks.get(clip.clip_id)
-        if task is None:
+        if clip.clip_id not in tasks:
             file = media.get(clip.path(source) or "")
             quarantined += file is not None and file.code is not None
-        elif task.key in refused:
-            quarantined += 1
-        elif task.key in complete:
-            done += 1
     total = len(manifest.clips)
     return Counts(total, done, quarantined, total - done - quarantined)
 
 
+def _count(chosen: frozenset[str], keys: Sequence[str]) -> int:
+    """How many of the keys are among the chosen; clips of equal content share a key, and each counts."""
+    return sum(map(chosen.__contains__, keys))
+
+
+@uncollected()
 def make_plan(
     cache: Path,
     manifest: Manifest,
@@ -184,15 +188,14 @@ def make_plan(
     missing = {name: frozenset(unique.keys() - holds[name].done - refused) for name in stages}
     groups = _group(spec, unique, missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
-    known = frozenset[str]().union(*(held.done for held in holds.values()))
+    keys = [task.key for task in tasks.values()]
     plans = []
     for name in stages:
         held = holds[name]
-        state, why = _judge(cache, specs[name], held.done, missing[name], known, previous.get(name))
+        new = missing[name].difference(*(other.done for other in holds.values()))
+        state, why = _judge(cache, specs[name], bool(held.done), missing[name], new, previous.get(name))
         rows = sum(stage_rows(spec, name, unique[key].frames, unique[key].points) for key in missing[name])
-        mine = [task.key for task in tasks.values()]
-        done = sum(key in held.done for key in mine)
-        pending = sum(key in missing[name] for key in mine)
+        done, pending = _count(held.done, keys), _count(missing[name], keys)
         plans.append(
             StagePlan(
                 name, specs[name].key, state, why, done, len(manifest.clips) - done - pending, pending, rows
@@ -261,16 +264,16 @@ def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple
 def _judge(
     cache: Path,
     spec: StageSpec,
-    done: frozenset[str],
+    begun: bool,
     missing: frozenset[str],
-    known: frozenset[str],
+    new: frozenset[str],
     previous: str | None,
 ) -> tuple[str, str]:
-    """State and reason of a stage; `known` are the clips that any stage of the preset holds."""
+    """State and reason of a stage that holds some clips or none; `new` are those that no stage of the preset holds."""
     if not missing:
         return "fresh", "nothing to do"
-    if done:
-        counts = {"new": len(missing - known), "unfinished": len(missing & known)}
+    if begun:
+        counts = {"new": len(new), "unfinished": len(missing) - len(new)}
         return "partial", ", ".join(f"{_clips(n)} {word}" for word, n in counts.items() if n)
     if previous is not None and previous != spec.key:
         old = open_stage(cache, spec.stage, previous)
