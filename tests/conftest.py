@@ -1,10 +1,15 @@
 """Shared fixtures: a small demo world and a cache built from it, made once per run of the suite."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Test processes run side by side: with two OpenMP threads each, four threads on two cores spin at every barrier and
+# the suite takes three times as long. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
