@@ -28,12 +28,15 @@ from pipeline.datasets import import_dataset
 from pipeline.decode import DecodePool
 from pipeline.demo.world import plan_world, render_world
 from pipeline.encoders import create_model
-from pipeline.manifest import manifest_path, write_manifest
-from pipeline.media import decode_job
-from pipeline.plan import Plan
+from pipeline.manifest import Manifest, manifest_path, write_manifest
+from pipeline.media import Media, decode_job
+from pipeline.plan import clip_tasks
 from pipeline.presets import Recipe, load_recipe, read_preset, unweighted_spec
-from pipeline.run.build import build, open_targets, plan_dataset, run_group
-from pipeline.run.engine import NEEDS_FRAMES, Engine
+from pipeline.run.board import Board
+from pipeline.run.build import build, plan_dataset
+from pipeline.run.engine import NEEDS_FRAMES
+from pipeline.run.worker import Worker
+from pipeline.stages.work import Work
 from pipeline.store.layout import init_cache
 
 FRAMES = 44  # of a clip: 8 windows of 16 at stride 4, and a little less than MA-52's shortest
@@ -101,21 +104,25 @@ def measure(cache: Path, recipe: Recipe, stage: str, rounds: int, workers: int) 
     """One stage: rows are what its model sees, one view of a window for the semantic stage."""
     if stage == "semantic":
         build(cache, "bench", recipe, ("segment", "regions"), workers=workers)
-    plan, manifest, _ = plan_dataset(cache, "bench", recipe, (stage,))
+    plan, manifest, media = plan_dataset(cache, "bench", recipe, (stage,))
+    tasks = clip_tasks(manifest, media).values()
     spec: Any = recipe.spec.stages()[stage]
     batch = getattr(recipe.run.batch, stage)
-    with Engine(cache, manifest.root, recipe, (stage,), workers) as engine:
+    with Worker(cache, manifest.root, tasks, recipe, (stage,), workers) as worker:
+        engine: Any = worker.engine
         model = engine.models[stage]
+
+        def run() -> int:
+            return _run(worker, manifest, media, stage)
+
         example: list[torch.Tensor] = []
         hook = model.register_forward_pre_hook(
             lambda _, inputs: example.append(inputs[0].clone()) if not example else None
         )
-        rows = _run(cache, recipe, plan, engine, stage)  # cold: libraries, compiler, and the batch to repeat
+        rows = run()  # cold: libraries, compiler, and the batch to repeat
         hook.remove()
         bare = _bare(model, example[0], spec.precision, rows)
-        light = race(
-            {"pipeline": lambda: _run(cache, recipe, plan, engine, stage), "bare": bare}, rows, rounds
-        )
+        light = race({"pipeline": run, "bare": bare}, rows, rounds)
         with (
             torch.inference_mode(),
             torch.autocast(engine.device.type, torch.bfloat16, spec.precision == "bfloat16"),
@@ -123,7 +130,7 @@ def measure(cache: Path, recipe: Recipe, stage: str, rounds: int, workers: int) 
             kept = model(example[0], **({"tokens": True} if getattr(spec, "tokens", None) else {}))
         layout = _channels_last(model, bare, rows, rounds) if stage != "semantic" else {}
         model.forward = lambda *_, **__: kept
-        feed = race({"feed": lambda: _run(cache, recipe, plan, engine, stage)}, rows, 1)["feed"]
+        feed = race({"feed": run}, rows, 1)["feed"]
         device = engine.device
     jobs = [decode_job(task.clip, manifest.root, task.key) for task in plan.groups[0].clips]
     with DecodePool(workers) as pool:
@@ -163,21 +170,26 @@ def _channels_last(model: torch.nn.Module, bare: Callable[[], int], rows: int, r
     return {"channels_last_gain": ratio(times["plain"], times["channels_last"])}
 
 
-def _run(cache: Path, recipe: Recipe, plan: Plan, engine: Engine, stage: str) -> int:
+def _run(worker: Worker, manifest: Manifest, media: dict[str, Media], stage: str) -> int:
     """Compute and write the stage anew; the rows its model saw, all of which must be written."""
-    folder = cache / "stages" / stage
+    folder = worker.cache / "stages" / stage
     if folder.exists():
         shutil.rmtree(folder)
-    targets = open_targets(cache, recipe, plan, engine)
-    computed, rows, seen = {stage: 0}, {stage: 0}, 0
-    for group in plan.groups:
-        for work in run_group(engine, group, targets, computed, rows):
-            if work.error:
-                raise SystemExit(f"{work.task.clip.clip_id}: {work.error[1]}")
-            arrays, _ = work.written[stage]
-            seen += int(arrays["present"].sum()) if stage == "semantic" else len(next(iter(arrays.values())))
-    if computed[stage] != sum(len(group.clips) for group in plan.groups):
-        raise SystemExit(f"{computed[stage]} clips were written, fewer than planned")
+    seen = clips = 0
+
+    def count(work: Work) -> None:
+        nonlocal seen
+        if work.error:
+            raise SystemExit(f"{work.task.clip.clip_id}: {work.error[1]}")
+        arrays, _ = work.written[stage]
+        seen += int(arrays["present"].sum()) if stage == "semantic" else len(next(iter(arrays.values())))
+
+    worker.on_clip = count
+    board = Board(worker.cache, worker.recipe, (stage,), manifest, media)
+    while (ticket := board.take()) is not None:
+        clips += worker.run_shard(ticket).clips[stage]
+    if clips != len(worker.tasks):
+        raise SystemExit(f"{clips} clips were written, fewer than planned")
     return seen
 
 

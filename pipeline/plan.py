@@ -22,7 +22,9 @@ from pipeline.spec import (
     StageSpec,
     canonical_json,
 )
+from pipeline.store.jobs import Job, is_committed, load_jobs
 from pipeline.store.layout import build_path, committed_keys, load_build
+from pipeline.store.wip import read_clips
 from pipeline.store.writer import Stage, open_stage
 
 # Used for a clip whose header does not say how long it is; only the size of the shards depends on it.
@@ -53,14 +55,19 @@ class StagePlan:
     quarantined: int
     pending: int
     rows: int  # rows to be written
+    unfinished: int  # of the pending clips, those whose rows lie in the log of an unfinished shard
 
 
 @dataclass(frozen=True)
 class Group:
-    """Clips decoded together; every stage in `missing` writes one shard of those clips it lacks."""
+    """Clips decoded together; every stage in `missing` writes one shard of those clips it lacks.
+
+    Batches are packed across clips, but not across the end of a block: `ends` has the last clip of each.
+    """
 
     clips: tuple[ClipTask, ...]
     missing: Mapping[str, frozenset[str]]  # stage -> clip keys
+    ends: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class Plan:
     preset: str
     clips: Counts
     stages: tuple[StagePlan, ...]
-    groups: tuple[Group, ...]
+    jobs: tuple[Job, ...]  # begun by this build or another, and not finished
+    groups: tuple[Group, ...]  # of the clips that no job has
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,8 @@ def make_plan(
         unique.setdefault(task.key, task)
     refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
     missing = {name: frozenset(unique.keys() - holds[name].done - refused) for name in stages}
-    groups = _group(spec, unique, missing, open_stages, shard_clips)
+    jobs = unfinished(cache, manifest.dataset, {name: specs[name].key for name in stages})
+    groups = _group(spec, _unclaimed(unique, jobs), missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
     keys = [task.key for task in tasks.values()]
     plans = []
@@ -198,12 +207,44 @@ def make_plan(
         done, pending = _count(held.done, keys), _count(missing[name], keys)
         plans.append(
             StagePlan(
-                name, specs[name].key, state, why, done, len(manifest.clips) - done - pending, pending, rows
+                name, specs[name].key, state, why, done, len(manifest.clips) - done - pending, pending, rows,
+                _logged(cache, jobs, name, specs[name].key, open_stages[name]),
             )
-        )
+        )  # fmt: skip
     wanted = {name: holds[name] for name in stages}
     counts = count_clips(manifest, media, tasks, wanted, spec.source)
-    return Plan(manifest.dataset, spec.preset, counts, tuple(plans), tuple(groups))
+    return Plan(manifest.dataset, spec.preset, counts, tuple(plans), jobs, tuple(groups))
+
+
+def unfinished(cache: Path, dataset: str, keys: Mapping[str, str]) -> tuple[Job, ...]:
+    """The jobs of a dataset that lack a shard of one of these stages (name -> key), by number."""
+    return tuple(
+        job
+        for job in load_jobs(cache)
+        if job.dataset == dataset
+        and any(keys.get(shard.stage) == shard.key and not is_committed(cache, shard) for shard in job.shards)
+    )
+
+
+def _unclaimed(tasks: Mapping[str, ClipTask], jobs: Sequence[Job]) -> Mapping[str, ClipTask]:
+    """The tasks that no job has. Those of a job are left alone in every stage until it is done."""
+    claimed = frozenset[str]().union(*(job.clips for job in jobs))
+    return {key: task for key, task in tasks.items() if key not in claimed} if claimed else tasks
+
+
+def _logged(cache: Path, jobs: Sequence[Job], stage: str, key: str, folder: Stage | None) -> int:
+    """Clips of a stage whose rows lie in logs."""
+    if folder is None:
+        return 0
+    shards = [
+        (job, shard) for job in jobs for shard in job.shards if (shard.stage, shard.key) == (stage, key)
+    ]
+    return sum(
+        bool(entry.n_rows)
+        for job, shard in shards
+        if not is_committed(cache, shard)
+        for entry in read_clips(folder.folder, shard.shard, job.id, folder.arrays, check=False)
+    )
 
 
 def _group(

@@ -1,29 +1,27 @@
 """Run a plan to its end: read the files, compute what is missing shard by shard, account for every clip."""
 
-import os
-import platform
 import resource
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ClipError, UserError
+from pipeline.errors import UserError
 from pipeline.events import Event, Listener
 from pipeline.manifest import Manifest, manifest_path, read_manifest
 from pipeline.media import Media, index_folder, media_path, read_media, scan, write_media
-from pipeline.plan import Counts, Group, Plan, contents, make_plan, shard_rows
+from pipeline.plan import Counts, Plan, clip_tasks, contents, make_plan
 from pipeline.presets import Recipe
+from pipeline.run.board import Board
+from pipeline.run.worker import Worker, heal_length
 from pipeline.store.layout import build_path, check_cache, load_build
-from pipeline.store.records import QuarantineEntry
-from pipeline.store.writer import ShardBuilder, Stage, create_stage, open_stage, write_build
+from pipeline.store.writer import open_stage, write_build
 
-if TYPE_CHECKING:  # both import torch, and planning must not
-    from pipeline.run.engine import Engine
-    from pipeline.stages.skeleton import SkeletonEngine
+if TYPE_CHECKING:  # imports torch, and planning must not
     from pipeline.stages.work import Work
+
+POLL_S = 1.0  # seconds between two looks at what other builds do
 
 
 @dataclass(frozen=True)
@@ -102,57 +100,87 @@ def build(
     listen: Listener = lambda _: None,
     workers: int = 2,
 ) -> BuildResult:
-    """Compute the given stages of a dataset (None: all of the preset).
+    """Compute the given stages of a dataset (None: all of the preset), together with other builds of this cache.
 
-    Clips that cannot be used are quarantined and the build goes on. Raises UserError when the stages need part
-    labels that no segment run has made.
+    Clips that cannot be used are quarantined and the build goes on. Jobs that others work on are waited for, and
+    taken over when their builds die. Raises UserError when the stages need part labels that no segment run has
+    made.
     """
-    plan, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
-    stages = [stage.stage for stage in plan.stages]
-    _check_labels(plan, cache, recipe)
+    before, manifest, media = plan_dataset(cache, dataset, recipe, stages, listen)
+    stages = [stage.stage for stage in before.stages]
+    _check_labels(before, cache, recipe)
     _record(cache, dataset, recipe, {})
-    before, computed, seconds = plan, dict.fromkeys(stages, 0), {}
-    if plan.groups:
-        needed = {stage for group in plan.groups for stage in group.missing}
-        with _engine(cache, manifest.root, recipe, needed, workers, listen) as engine:
-            total = sum(len(group.clips) for group in plan.groups)
-            done = 0
-            rows = dict.fromkeys(stages, 0)
-            while plan.groups:
-                targets = open_targets(cache, recipe, plan, engine)
-                for group in plan.groups:
-                    for work in run_group(engine, group, targets, computed, rows):
-                        done += 1
-                        listen(Event("step", "building", min(done, total), total))
-                        for stage, error in [work.error] if work.error else []:
-                            listen(
-                                Event("warning", stage, text=f"quarantined {work.task.clip.clip_id}: {error}")
-                            )
-                # Clips that found no room, because a file held more frames than its header said, are planned anew.
-                plan = make_plan(cache, manifest, media, recipe.spec, stages, recipe.run.shard_clips)
-            seconds = dict(engine.seconds)
-        made = {name: (clips, rows[name]) for name, clips in computed.items()}
-        made["decode"] = (max(computed.values()), engine.frames)
+    computed, rows = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
+    seconds: Mapping[str, float] = {}
+    board = Board(cache, recipe, stages, manifest, media)
+    if not board.done:
+        needed = [stage.stage for stage in before.stages if stage.pending]
+        tasks = clip_tasks(manifest, media, recipe.spec.source).values()
+        progress = _Progress(board, listen)
+        with Worker(cache, manifest.root, tasks, recipe, needed, workers, listen, progress.passed) as worker:
+            run_serial(board, worker, computed, rows, progress)
+            seconds = dict(worker.seconds)
+            made = {name: (clips, rows[name]) for name, clips in computed.items()}
+            made["decode"] = (max(computed.values()), worker.frames)
         rates = {
             name: {"clips": clips, "rows": count, "seconds": round(seconds[name], 6)}
             for name, (clips, count) in made.items()
             if count
         }
         _record(cache, dataset, recipe, rates)
-    return BuildResult(before, plan.clips, computed, seconds)
+    for name, spec in recipe.spec.stages().items():
+        if name in stages and (stage := open_stage(cache, name, spec.key)) is not None:
+            heal_length(stage)
+    return BuildResult(before, board.plan.clips, computed, seconds)
 
 
-def _engine(
-    cache: Path, root: Path, recipe: Recipe, needed: Collection[str], workers: int, listen: Listener
-) -> "Engine | SkeletonEngine":
-    """Imported only when there is work: torch and the encoders take seconds."""
-    if recipe.spec.source == "skeleton":
-        from pipeline.stages.skeleton import SkeletonEngine
+def run_serial(
+    board: Board, worker: Worker, computed: dict[str, int], rows: dict[str, int], progress: "_Progress"
+) -> None:
+    """Run jobs until none is left, here or in other builds; adds up clips and rows by stage."""
+    while True:
+        ticket = board.take()
+        if ticket is not None:
+            result = worker.run_shard(ticket)
+            for stage, clips in result.clips.items():
+                computed[stage] += clips
+                rows[stage] += result.rows[stage]
+            for path, (code, reason) in result.gone.items():
+                board.file_is_gone(path, code, reason)
+        elif board.done:
+            return
+        else:
+            progress.waits()
+            time.sleep(POLL_S)
 
-        return SkeletonEngine(root)
-    from pipeline.run.engine import Engine
 
-    return Engine(cache, root, recipe, needed, workers, listen)
+class _Progress:
+    """Tells how many of the clips that were pending are through, here or in other builds."""
+
+    def __init__(self, board: Board, listen: Listener) -> None:
+        self.board, self.listen = board, listen
+        self.total = _to_do(board.plan)
+        self.here = 0  # clips through since `plan` was made
+        self.plan = board.plan
+        self.waiting = False
+
+    def passed(self, _: "Work") -> None:
+        if self.plan is not self.board.plan:
+            self.plan, self.here = self.board.plan, 0
+        self.here += 1
+        done = self.total - _to_do(self.plan) + self.here
+        self.listen(Event("step", "building", max(0, min(done, self.total)), self.total))
+
+    def waits(self) -> None:
+        if not self.waiting:
+            self.waiting = True
+            text = "the rest is being computed by other builds; waiting for them"
+            self.listen(Event("note", "building", text=text))
+
+
+def _to_do(plan: Plan) -> int:
+    """Clips to pass through the stages: those of unfinished jobs and of new groups."""
+    return sum(len(job.clips) for job in plan.jobs) + sum(len(group.clips) for group in plan.groups)
 
 
 def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
@@ -160,78 +188,15 @@ def _check_labels(plan: Plan, cache: Path, recipe: Recipe) -> None:
     if "segment" in planned or not planned & {"regions", "semantic"}:
         return
     held = contents(open_stage(cache, "segment", recipe.spec.segment.key)).done
-    lacking = {
-        task.key
-        for group in plan.groups
-        for task in group.clips
-        if task.key not in held and any(task.key in group.missing.get(s, ()) for s in ("regions", "semantic"))
-    }
+    need = ("regions", "semantic")
+    wanted = [group.missing[stage] for group in plan.groups for stage in need if stage in group.missing]
+    wanted += [frozenset(shard.clips) for job in plan.jobs for shard in job.shards if shard.stage in need]
+    lacking = frozenset[str]().union(*wanted) - held
     if lacking:
         raise UserError(
             f"{len(lacking)} clips of '{plan.dataset}' have no part labels; run `bmoe-cache segment` with the same "
             "options first, or `bmoe-cache build` for all stages"
         )
-
-
-def open_targets(
-    cache: Path, recipe: Recipe, plan: Plan, engine: "Engine | SkeletonEngine"
-) -> dict[str, Stage]:
-    """Make the folders of the stages to write; a new stage gets shards that hold its fullest group."""
-    stages = {}
-    specs = recipe.spec.stages()
-    for stage in plan.stages:
-        if stage.pending:
-            arrays = engine.arrays(stage.stage)
-            multiple = max(array.chunk_rows for array in arrays)
-            rows = shard_rows(recipe.spec, stage.stage, plan.groups, multiple)
-            origin = provenance() | {"weights_differences": engine.differences.get(stage.stage, [])}
-            stages[stage.stage] = create_stage(
-                cache, specs[stage.stage].facts(), stage.key, arrays, rows, origin
-            )
-    return stages
-
-
-def run_group(
-    engine: "Engine | SkeletonEngine",
-    group: Group,
-    targets: Mapping[str, Stage],
-    computed: dict[str, int],
-    rows: dict[str, int],
-) -> "Iterator[Work]":
-    """Stream one group and commit its shards at the end; yields every work, and adds up clips and rows by stage."""
-    builders = {name: ShardBuilder(targets[name], targets[name].next_shard) for name in group.missing}
-    filled: dict[str, int] = dict.fromkeys(builders, 0)
-    for work in engine.stream(group):
-        for stage, builder in builders.items():
-            if work.task.key in group.missing[stage]:
-                filled[stage] += _keep(work, stage, builder, targets[stage])
-        yield work
-        work.release()
-    for stage, builder in builders.items():
-        if filled[stage]:
-            rows[stage] += builder.commit().rows
-            computed[stage] += filled[stage]
-
-
-def _keep(work: "Work", stage: str, builder: ShardBuilder, target: Stage) -> int:
-    """Add a clip's rows to the shard, or put it into quarantine; 1 when it was added."""
-    task = work.task
-    try:
-        if stage not in work.written:
-            if work.error is None:
-                raise ClipError("E_NOTHING", f"stage {stage} made nothing for this clip")
-            raise work.error[1]
-        arrays, facts = work.written[stage]
-        rows = len(next(iter(arrays.values())))
-        if rows <= target.shard_rows and not builder.room_for(rows):
-            return 0  # stays pending; the next plan gives it another shard
-        builder.add(task.key, task.clip.clip_id, arrays, facts)
-    except ClipError as error:
-        if work.error is None:
-            work.error = (stage, error)
-        target.add_quarantine(QuarantineEntry.of(task.key, task.clip.clip_id, work.error[0], error))
-        return 0
-    return 1
 
 
 def _record(cache: Path, dataset: str, recipe: Recipe, measured: Mapping[str, dict[str, Any]]) -> None:
@@ -248,18 +213,6 @@ def _record(cache: Path, dataset: str, recipe: Recipe, measured: Mapping[str, di
     write_build(cache, dataset, record)
 
 
-def provenance() -> dict[str, Any]:
-    """Where and with what a stage is made; informs people, never part of a key."""
-    names = ("bmoe-cache", "torch", "numpy", "av", "opencv-python-headless")
-    return {
-        "versions": {name: version(name) for name in names},
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "cores": os.cpu_count(),
-        "command": " ".join(sys.argv),
-    }
-
-
 def peak_memory() -> int:
     """Largest resident size so far of this process or one it has waited for, in bytes."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -273,5 +226,6 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "preset": plan.preset,
         "clips": asdict(plan.clips),
         "stages": [asdict(stage) for stage in plan.stages],
-        "shards": len(plan.groups),
+        "shards": len(plan.jobs) + len(plan.groups),
+        "unfinished_jobs": len(plan.jobs),
     }

@@ -163,7 +163,7 @@ class Engine(AbstractContextManager["Engine"]):
         keys = frozenset[str]().union(*(group.missing.get(stage, frozenset()) for stage in NEEDS_FRAMES))
         decoded = self.pool.decode(self._jobs(group, keys))
         for task in group.clips:
-            work = Work(task)
+            work = Work(task, ends_block=task.key in group.ends)
             if task.key in keys:
                 _, frames = next(decoded)
                 _take(work, frames)

@@ -56,6 +56,10 @@ def packed(
     Clips come out in the order they came in, as soon as their last row is computed. A padded tail repeats the
     last row and is cut off. A clip of 0 rows comes out with no outputs.
 
+    Behind a clip that ends a block the open batch is padded and closed. So what a batch holds, and where in it a
+    row lies, depends on the clips of its block alone: a run that begins at the start of a block computes the same
+    bits as one that came there from the first clip (as long as memory was not lacking).
+
     A batch for which the device lacks memory is cut in halves and run again, and the smaller size is kept until
     REGROW batches have fitted: neither rows nor their order change.
 
@@ -75,6 +79,8 @@ def packed(
             clip.left = clip.n
             waiting.append(clip)
             runner.add(clip)
+            if clip.work.ends_block:
+                runner.close_open()
             yield from _finished(waiting)
         runner.finish()
         yield from _finished(waiting)
@@ -115,10 +121,14 @@ class _Runner:
             if self.open.size == self.size:
                 self._close()
 
-    def finish(self) -> None:
-        """Run what is left."""
+    def close_open(self) -> None:
+        """Pad the batch that is being filled, if there is one, and take it as it is."""
         if self.open.pieces:
             self._close()
+
+    def finish(self) -> None:
+        """Run what is left."""
+        self.close_open()
         self._advance(0)
 
     def _close(self) -> None:

@@ -27,6 +27,7 @@ class Work:
         boxes: regions of the segmented frames.
         written: stage -> (arrays by name, facts) to be committed.
         error: set by the stage that refused the clip; later stages pass it on untouched.
+        ends_block: no batch holds rows of this clip and of one behind it.
     """
 
     task: ClipTask
@@ -37,6 +38,7 @@ class Work:
     boxes: Boxes | None = None
     written: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any]]] = field(default_factory=dict)
     error: tuple[str, ClipError] | None = None  # (stage, what)
+    ends_block: bool = False
     _there: "torch.Tensor | None" = None  # the frames on the GPU
 
     def upload(self, device: "torch.device", stream: "torch.cuda.Stream") -> None:

@@ -5,33 +5,91 @@ loss from doing so (a rename may otherwise reach the disk before the bytes it na
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from io import RawIOBase
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, before: Callable[[], None] = lambda: None) -> None:
     """Write data under path, replacing what was there; missing folders are made.
 
     Until the rename the bytes lie in the same folder as ``.<name>.<random>.tmp``: removed again when an
-    OSError (disk full, permission) ends the write, left behind by a kill (see `sweep`).
+    OSError (disk full, permission) ends the write, left behind by a kill (see `sweep`). `before` is called when all
+    is on disk but for the rename, which does not happen when it raises.
     """
+    with _whole(path, data) as temporary:
+        before()
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Write data under path unless there is a file already: whole, or not at all. Whether it was written.
+
+    Of many processes that try at once, on one machine or on a shared disk, one succeeds.
+    """
+    if path.exists():
+        return False
+    with _whole(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            return _create_without_links(path, temporary)
+    sync_folder(path.parent)
+    return True
+
+
+def _create_without_links(path: Path, temporary: Path) -> bool:
+    """As `create`, on file systems that know no hard links: an empty file holds the place until the rename."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return False
+    temporary.replace(path)
+    sync_folder(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def _whole(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+    """A temporary beside path that holds data and is on disk; gone at the end unless it was renamed."""
     make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    # os.open and not tempfile: the umask decides who may read, as for any other file of a shared cache.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with naming(path):
+        # os.open and not tempfile: the umask decides who may read, as for any other file of a shared cache.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123  (a descriptor, not a path)
+                write_all(file, data)
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_all(file: RawIOBase, data: bytes | memoryview) -> None:
+    """Write all of data to an unbuffered file: one write() moves at most 2 GiB."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file could not be written; that of a full disk does not by itself."""
     try:
-        with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123  (a descriptor, not a path)
-            rest = memoryview(data).cast("B")
-            while rest:  # one write() moves at most 2 GiB
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
-    sync_folder(path.parent)
 
 
 def sweep(path: Path) -> None:

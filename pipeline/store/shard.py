@@ -96,7 +96,7 @@ def compress_rows(spec: ArraySpec, rows: np.ndarray) -> list[bytes]:
     return [encode(row.tobytes()) for row in rows.astype(dtype_of(spec), copy=False)]
 
 
-def zstd_shard(spec: ArraySpec, shard_rows: int, chunks: Sequence[bytes]) -> bytes:
+def zstd_shard(spec: ArraySpec, shard_rows: int, chunks: Sequence[bytes | memoryview]) -> bytes:
     """The file of a zstd shard whose first rows are chunks and whose others are unused."""
     sizes = np.array([len(chunk) for chunk in chunks], "<u8")
     return b"".join([*chunks, encode_index(zstd_index(sizes, shard_rows))])

@@ -196,7 +196,7 @@ class _Walk:
 
     def _metadata(self, stage: Stage) -> Iterator[Problem]:
         """The zarr.json of the group and of every array."""
-        group, rows, committed = stage.folder.zarr, stage.shard_rows, stage.next_shard
+        group, rows, committed = stage.folder.zarr, stage.shard_rows, stage.shards
         yield from self._zarr_json(group, shard.group_metadata(stage.info.to_json()))
         for spec in stage.arrays.values():
             folder = group / spec.name

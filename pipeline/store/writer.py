@@ -8,7 +8,7 @@ may write a stage as long as each has shards of its own.
 
 import json
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import ClipError, UserError
 from pipeline.spec import canonical_json
-from pipeline.store import atomic, layout, shard
+from pipeline.store import atomic, jobs, layout, shard
 from pipeline.store.layout import ArraySpec, StageDir, StageInfo
 from pipeline.store.records import (
     WITHDRAWN,
@@ -30,6 +30,7 @@ from pipeline.store.records import (
     to_bytes,
     utc_now,
 )
+from pipeline.store.wip import Buffer
 
 FLOAT16_MAX = 65504.0
 
@@ -62,9 +63,14 @@ class Stage:
         return self.info.shard_rows
 
     @property
-    def next_shard(self) -> int:
-        """The first shard number above all that have a receipt."""
+    def shards(self) -> int:
+        """The first shard number above all that have a receipt: so many are the arrays long."""
         return max(layout.committed_shards(self.folder), default=-1) + 1
+
+    @property
+    def next_shard(self) -> int:
+        """The first shard number that is free: above all that have a receipt or that a job makes."""
+        return max(self.shards, jobs.reserved(self.folder))
 
     def receipts(self) -> tuple[Receipt, ...]:
         """All committed shards. Raises UserError when a receipt is damaged."""
@@ -128,9 +134,48 @@ def create_stage(
     write_metadata(folder.zarr, shard.group_metadata(info.to_json()))
     for array in arrays:
         write_metadata(folder.zarr / array.name, shard.array_metadata(array, shard_rows, 0))
-    # Last: a stage without stage.json does not exist.
-    atomic.write_bytes(folder.stage_json, to_bytes(info.to_json()))
+    # Last: a stage without stage.json does not exist. Who comes second takes what the first wrote.
+    if not atomic.create(folder.stage_json, to_bytes(info.to_json())):
+        stage = Stage(folder, layout.load_stage(folder))
+        write_metadata(folder.zarr, shard.group_metadata(stage.info.to_json()))
+        return stage
     return Stage(folder, info)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The rows of one clip as a shard holds them: bytes by array, one piece, or one for every zstd frame."""
+
+    n_rows: int
+    stored: Mapping[str, list[Buffer]]
+
+
+def encode_rows(stage: Stage, arrays: Mapping[str, np.ndarray]) -> StoredRows:
+    """Check and encode a clip: every array of the stage, [n, *row_shape] with the same n >= 1.
+
+    A float16 array takes any float dtype; the others take exactly their own.
+
+    Raises:
+        ClipError: E_NON_FINITE (NaN, infinity, or beyond float16), E_TOO_LONG (more rows than a shard).
+        ValueError: the arrays are not those of the stage.
+    """
+    specs = stage.arrays
+    if arrays.keys() != specs.keys():
+        raise ValueError(f"arrays {sorted(arrays)} are not the stage's {sorted(specs)}")
+    rows = {name: _checked(spec, np.asarray(arrays[name])) for name, spec in specs.items()}
+    counts = {len(value) for value in rows.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"the arrays have {sorted(counts)} rows; all must have the same number, at least 1")
+    n = counts.pop()
+    if n > stage.shard_rows:
+        raise ClipError("E_TOO_LONG", f"{n} rows, and a shard of this stage holds {stage.shard_rows}")
+    stored: dict[str, list[Buffer]] = {}
+    for name, spec in specs.items():
+        if spec.codec == "raw":
+            stored[name] = [np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8).data]
+        else:
+            stored[name] = list(shard.compress_rows(spec, rows[name]))
+    return StoredRows(n, stored)
 
 
 def open_stage(cache: Path, stage: str, key: str) -> Stage | None:
@@ -165,7 +210,7 @@ class ShardBuilder:
         self._raw = {
             spec.name: shard.raw_shard(spec, stage.shard_rows) for spec in specs if spec.codec == "raw"
         }
-        self._zstd: dict[str, list[bytes]] = {spec.name: [] for spec in specs if spec.codec == "zstd"}
+        self._zstd: dict[str, list[Buffer]] = {spec.name: [] for spec in specs if spec.codec == "zstd"}
         self._clips: dict[str, ClipRows] = {}
         self._sums: dict[str, list[int]] = {name: [] for name in stage.arrays}
         self._rows = 0
@@ -183,47 +228,38 @@ class ShardBuilder:
     def add(
         self, clip_key: str, clip_id: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> None:
-        """Add a clip: every array of the stage, [n, *row_shape] with the same n >= 1; facts are JSON values.
+        """Add a clip: arrays as `encode_rows` takes them, facts are JSON values.
 
-        A float16 array takes any float dtype; the others take exactly their own. When this raises, the shard
-        is as before.
-
-        Raises:
-            ClipError: E_NON_FINITE (NaN, infinity, or beyond float16), E_TOO_LONG (more rows than a shard).
-            ValueError: the arrays are not those of the stage, the clip is there already, or there is no room.
+        When this raises, the shard is as before. Raises what `encode_rows` raises, and ValueError when the clip is
+        there already or there is no room.
         """
-        specs = self._stage.arrays
+        self.add_stored(clip_key, clip_id, encode_rows(self._stage, arrays), facts)
+
+    def add_stored(self, clip_key: str, clip_id: str, rows: StoredRows, facts: Mapping[str, Any]) -> None:
+        """Add a clip whose rows are encoded. Raises ValueError when it is there already or there is no room."""
         if self._done or clip_key in self._clips:
             raise ValueError("the shard is committed" if self._done else f"clip {clip_key} was added before")
-        if arrays.keys() != specs.keys():
-            raise ValueError(f"arrays {sorted(arrays)} are not the stage's {sorted(specs)}")
-        rows = {name: _checked(spec, np.asarray(arrays[name])) for name, spec in specs.items()}
-        counts = {len(value) for value in rows.values()}
-        if len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"the arrays have {sorted(counts)} rows; all must have the same number, at least 1"
-            )
-        n = counts.pop()
-        if n > self._stage.shard_rows:
-            raise ClipError(
-                "E_TOO_LONG", f"{n} rows, and a shard of this stage holds {self._stage.shard_rows}"
-            )
+        start, n = self._rows, rows.n_rows
         if not self.room_for(n):
-            raise ValueError(f"no room for {n} rows after {self._rows}")
-        start, plain_facts = self._rows, json.loads(canonical_json(facts))
-        for name, (_, shard_rows) in self._raw.items():
-            shard_rows[start : start + n] = rows[name]
-            self._sums[name].append(zlib.crc32(shard_rows[start : start + n].data))
+            raise ValueError(f"no room for {n} rows after {start}")
+        plain_facts = json.loads(canonical_json(facts))
+        for name, (file, _) in self._raw.items():
+            (data,), size = rows.stored[name], self._stage.arrays[name].row_bytes
+            file[start * size : (start + n) * size] = np.frombuffer(data, np.uint8)
+            self._sums[name].append(zlib.crc32(data))
         for name, chunks in self._zstd.items():
-            new = shard.compress_rows(specs[name], rows[name])
+            new = rows.stored[name]
             chunks.extend(new)
             self._sums[name].append(zlib.crc32(b"".join(new)))
         position = len(self._clips)
         self._clips[clip_key] = ClipRows(clip_key, clip_id, self._shard, position, start, n, plain_facts)
         self._rows += n
 
-    def commit(self) -> Receipt:
+    def commit(self, fence: Callable[[], None] = lambda: None) -> Receipt:
         """Put the shard on disk; it exists when this returns.
+
+        `fence` is called before any file gets its final name, and keeps it from it by raising: a process that was
+        frozen asks there whether the shard is still its own.
 
         Raises UserError when the shard was committed meanwhile, ValueError when it is empty or done.
         """
@@ -238,14 +274,17 @@ class ShardBuilder:
             else:
                 data = memoryview(shard.zstd_shard(spec, info.shard_rows, self._zstd[name]))
             path = folder.shard_file(spec, self._shard)
-            atomic.write_bytes(path, data)
+            atomic.write_bytes(path, data, fence)
             atomic.sweep(path)
             files[name] = ShardFile(data.nbytes, tuple(self._sums[name]))
+        fence()
         grow(self._stage, self._shard + 1)
         receipt = Receipt(self._shard, tuple(self._clips.values()), files)
-        atomic.write_bytes(folder.receipt(self._shard), to_bytes(receipt.to_json()))
+        fence()
+        if not atomic.create(folder.receipt(self._shard), to_bytes(receipt.to_json())):
+            self._refuse_if_committed()
         atomic.sweep(folder.receipt(self._shard))
-        grow(self._stage, self._stage.next_shard)  # another process may have put its shorter length over ours
+        grow(self._stage, self._stage.shards)  # another process may have put its shorter length over ours
         self._done = True
         return receipt
 

@@ -4,6 +4,7 @@ import json
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,13 +65,13 @@ def test_commit_order_receipt_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     builder = ShardBuilder(stage, 0)
     builder.add("k", "c", clip(2), {})
     order: list[str] = []
-    write = atomic.write_bytes
+    whole = atomic._whole
 
-    def record(path: Path, data: bytes | memoryview) -> None:
+    def record(path: Path, data: bytes | memoryview) -> Any:
         order.append(path.relative_to(stage.folder.path).as_posix())
-        write(path, data)
+        return whole(path, data)
 
-    monkeypatch.setattr(atomic, "write_bytes", record)
+    monkeypatch.setattr(atomic, "_whole", record)
     builder.commit()
     arrays = ["features/c/0/0/0", "present/c/0/0", "labels/c/0/0/0"]
     metadata = ["features/zarr.json", "present/zarr.json", "labels/zarr.json"]

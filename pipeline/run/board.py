@@ -1,0 +1,155 @@
+"""What is to be done next, among all builds that work on a cache: unfinished jobs first, then new ones.
+
+A board belongs to the process that plans. It hands out tickets; whoever gets one calls `Worker.run_shard` with it, in
+this process or in another. What it knows it reads from the cache, so it may die and another may go on.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.manifest import Manifest
+from pipeline.media import Media, media_path, write_media
+from pipeline.plan import Group, Plan, make_plan, shard_rows
+from pipeline.presets import Recipe
+from pipeline.store import lease
+from pipeline.store.jobs import (
+    Job,
+    JobShard,
+    create_job,
+    folder_of,
+    is_committed,
+    job_numbers,
+    job_path,
+    load_jobs,
+    next_turn,
+    remove_job,
+    taken,
+)
+
+SKELETON_BLOCK = 64  # clips; skeletons are packed into no batches, so a block is only what a kill may cost
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Leave to take over a job for a turn: plain numbers, to be sent to another process."""
+
+    job: int
+    turn: int
+
+
+class Board:
+    """Plans a build anew whenever the last plan is used up or another build has claimed clips.
+
+    Attributes:
+        plan: the last one.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        recipe: Recipe,
+        stages: Collection[str],
+        manifest: Manifest,
+        media: Mapping[str, Media],
+    ) -> None:
+        self.cache, self.recipe, self.stages = cache, recipe, tuple(stages)
+        self.manifest, self.media = manifest, dict(media)
+        specs = recipe.spec.stages()
+        self._keys = {name: specs[name].key for name in self.stages}
+        self._watch = lease.Watch()
+        self._known: set[tuple[str, int]] = set()
+        self.plan = self.replan()
+
+    def replan(self) -> Plan:
+        """Plan with what the cache holds now."""
+        # Before the plan reads it: what another build does from here on is noticed when a group is claimed.
+        jobs = load_jobs(self.cache)
+        self._known = taken(self.cache, jobs, self._keys)
+        for job in jobs:
+            killed = all(is_committed(self.cache, shard) for shard in job.shards)
+            if killed and not self._watch.held(folder_of(self.cache), job.number):
+                remove_job(self.cache, job)  # its worker was killed just before it did
+        self.plan = make_plan(
+            self.cache, self.manifest, self.media, self.recipe.spec, self.stages, self.recipe.run.shard_clips
+        )
+        self._jobs, self._groups = list(self.plan.jobs), list(self.plan.groups)
+        return self.plan
+
+    @property
+    def done(self) -> bool:
+        """Whether the last plan had nothing to do, here or in another build."""
+        return not self.plan.jobs and not self.plan.groups
+
+    def take(self, out: Collection[int] = ()) -> Ticket | None:
+        """The next job that nobody works on; None when there is none just now.
+
+        Then either everything is `done`, or jobs are `out` (handed out by this board and not finished), or
+        other builds hold them: wait a moment and ask again, for they may die.
+        """
+        fresh = False
+        while True:
+            while self._jobs:
+                job = self._jobs.pop(0)
+                turn = next_turn(self.cache, job)  # before the look at the lease: a later one is another's
+                if job.number not in out and not self._watch.held(folder_of(self.cache), job.number):
+                    return Ticket(job.number, turn)
+            if self._groups:
+                job_made = self._claim(self._groups.pop(0))
+                if job_made is not None:
+                    return Ticket(job_made.number, next_turn(self.cache, job_made))
+                time.sleep(random.uniform(0, 0.05))
+            elif fresh:
+                return None
+            self.replan()
+            fresh = True
+
+    def file_is_gone(self, path: str, code: str, reason: str) -> None:
+        """Note that a file of the dataset cannot be read any more; the next build looks again."""
+        self.media[path] = replace(self.media[path], code=code, error=reason)
+        write_media(media_path(self.cache, self.manifest.dataset), self.media)
+
+    def _claim(self, group: Group) -> Job | None:
+        """Make a job of a group; None when another build changed the cache since the plan: plan anew.
+
+        Whoever writes a job looks again afterwards, and takes it back when somebody else wrote something
+        too. So of two builds that claim the same clips, one at least sees the other.
+        """
+        jobs = load_jobs(self.cache)
+        world = taken(self.cache, jobs, self._keys)
+        if not world <= self._known:
+            return None
+        job = self._job_of(group, max(job_numbers(self.cache), default=-1) + 1, world)
+        if not create_job(self.cache, job):
+            return None
+        others = [other for other in load_jobs(self.cache) if other.id != job.id]
+        if not taken(self.cache, others, self._keys) <= self._known:
+            job_path(self.cache, job.number).unlink(missing_ok=True)
+            return None
+        self._known = world | {(shard.stage, shard.shard) for shard in job.shards}
+        return job
+
+    def _job_of(self, group: Group, number: int, world: Collection[tuple[str, int]]) -> Job:
+        keys = tuple(task.key for task in group.clips)
+        shards = tuple(
+            JobShard(
+                name,
+                self._keys[name],
+                max((shard for stage, shard in world if stage == name), default=-1) + 1,
+                tuple(key for key in keys if key in group.missing[name]),
+                shard_rows(self.recipe.spec, name, self.plan.groups, 1),
+            )
+            for name in self.stages
+            if name in group.missing
+        )
+        size = block_clips(self.recipe)
+        blocks = tuple(min(size, len(keys) - start) for start in range(0, len(keys), size))
+        return Job(number, secrets.token_hex(8), self.manifest.dataset, keys, blocks, shards)
+
+
+def block_clips(recipe: Recipe) -> int:
+    """Clips that are lost together by a kill: a batch of the stage that has one row a clip."""
+    return recipe.run.batch.motion if recipe.spec.source == "video" else SKELETON_BLOCK
