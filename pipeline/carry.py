@@ -69,7 +69,7 @@ def _neighbours(frames: np.ndarray, segmented: int, stride: int) -> tuple[np.nda
     """
     before = np.minimum(frames // stride, segmented - 1)
     after = np.minimum(before + 1, segmented - 1)
-    share = np.where(after > before, frames / stride - before, 0)
+    share = np.where(after > before, (frames - before * stride) / stride, 0)
     return before, after, share.astype(np.float32)
 
 

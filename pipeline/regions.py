@@ -86,6 +86,11 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 def find_boxes(regions: np.ndarray, spec: RegionsSpec) -> Boxes:
     """Boxes of one clip from its region maps, uint8 [F, h, w] as region_map gives them."""
+    return settle(frame_boxes(regions, spec), spec)
+
+
+def frame_boxes(regions: np.ndarray, spec: RegionsSpec) -> Boxes:
+    """Boxes of some frames of a clip, each by itself; `settle` makes those of the clip of them."""
     frames, height, width = regions.shape
     box = np.zeros((frames, 4, 4), np.float32)
     area = np.zeros((frames, 4), np.float32)
@@ -99,10 +104,17 @@ def find_boxes(regions: np.ndarray, spec: RegionsSpec) -> Boxes:
             if found is not None:
                 box[frame, index] = np.array(found, np.float32) / scale
                 present[frame, index] = 1
-        there = present[:, index].astype(bool)
+    return Boxes(box, area, present)
+
+
+def settle(boxes: Boxes, spec: RegionsSpec) -> Boxes:
+    """Union, smoothing and padding of the boxes of all frames of a clip."""
+    box = boxes.box.copy()
+    for index in range(4):
+        there = boxes.present[:, index].astype(bool)
         if there.any():
             box[there, index] = _settle(box[there, index], spec)
-    return Boxes(box, area, present)
+    return Boxes(box, boxes.area, boxes.present)
 
 
 def _settle(box: np.ndarray, spec: RegionsSpec) -> np.ndarray:

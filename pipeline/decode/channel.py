@@ -5,7 +5,8 @@ JSON object of that length. Frames travel in memory that both processes map, so 
 
     {"type": "tick"}                                           still working
     {"type": "shape", "frames": n, "height": h, "width": w}    asks for room, once or again when n was too few;
-                                                               the parent sends a descriptor of n*h*w*3 bytes
+                                                               the parent sends a descriptor of n*h*w*3 bytes, or
+                                                               none where it has no room
     {"type": "done", ...}                                      a Probe; or decoder, kept, warnings, fps, ...
     {"type": "refused", "message": s}                          this decoder cannot; another may
     {"type": "error", "code": c, "message": s, "decoder": d}   no decoder can; d is None when none ran
@@ -52,12 +53,14 @@ class Channel:
             self._ticked = time.monotonic()
             self.send({"type": "tick"})
 
-    def room(self, frames: int, height: int, width: int) -> np.ndarray:
-        """Zeros uint8 [frames, height, width, 3] that the parent sees as well."""
+    def room(self, frames: int, height: int, width: int) -> np.ndarray | None:
+        """Zeros uint8 [frames, height, width, 3] that the parent sees as well, or None: it has no room."""
         self.send({"type": "shape", "frames": frames, "height": height, "width": width})
-        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
-        if not descriptors:
+        answer, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        if not answer:
             raise ConnectionError
+        if not descriptors:
+            return None
         memory = mmap.mmap(descriptors[0], frames * height * width * 3)
         os.close(descriptors[0])
         return np.frombuffer(memory, np.uint8).reshape(frames, height, width, 3)

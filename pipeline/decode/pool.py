@@ -6,10 +6,12 @@ says so (W_DAMAGED). When none are left, or PyAV hangs or crashes as well, the c
 """
 
 import contextlib
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,6 +22,8 @@ import numpy as np
 from pipeline.decode.backends import backend_version
 from pipeline.decode.probe import Probe, check_file
 from pipeline.decode.process import AttemptError, Worker, worker_command
+from pipeline.decode.room import Room
+from pipeline.decode.spans import SpanFrames, SpanReaders
 from pipeline.decode.whole import Whole
 from pipeline.errors import ClipError
 
@@ -47,7 +51,7 @@ class Frames:
     """The frames of a clip.
 
     Attributes:
-        array: uint8 [F, H, W, 3], RGB, upright.
+        array: uint8 [F, H, W, 3], RGB, upright; of a clip without room in memory, what decodes its frames again.
         decoder: name and version of the decoder that served it, e.g. ``decord 0.6.0``.
         fps_num, fps_den: average frame rate the container states, or None.
         warnings: ``CODE: sentence`` each: W_DAMAGED, W_HEADER_COUNT, W_END_PAST_EOF, W_ROTATION, W_VFR,
@@ -56,7 +60,7 @@ class Frames:
         crop: the box (x1, y1, x2, y2) of the picture that these frames show, or None for all of it.
     """
 
-    array: np.ndarray
+    array: np.ndarray | SpanFrames
     decoder: str
     fps_num: int | None
     fps_den: int | None
@@ -72,8 +76,8 @@ class DecodePool:
         workers: processes, each driven by one thread; they decode single-threaded.
         timeout_s: longest silence of a worker before it is killed. It counts from the last sign of life: a
             block of frames, or 32 skipped ones. A long clip on a slow disk may take its time, a hang may not.
-        max_bytes: largest clip in memory, E_TOO_LARGE above. Up to workers + 2 clips exist at a time: those
-            decoding or waiting, and the one the caller holds.
+        memory: bytes of the frames of all clips in flight: those decoding or waiting, and those the caller holds. A
+            clip above a fifth of it, and one for which the caller leaves no room, comes as SpanFrames.
         backends: decoders in the order they are tried; decord is left out where it is not installed.
         index: folder that keeps where the frames of long recordings lie, so that each is passed over once.
         command: starts a worker in place of the real one (tests of hangs and crashes).
@@ -83,17 +87,19 @@ class DecodePool:
         self,
         workers: int = 2,
         timeout_s: float = 60.0,
-        max_bytes: int = 4 << 30,
+        memory: int = 4 << 30,
         backends: Sequence[str] = ("decord", "pyav"),
         index: Path | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         self.workers = workers
-        self.max_bytes = max_bytes
         self.timeout_s = timeout_s
         self.index = str(index.absolute()) if index else None
         self.backends = tuple(name for name in backends if name != "decord" or find_spec("decord"))
         start = command or worker_command()
+        self._room = Room(memory * 4 // 5)
+        self._spans = SpanReaders(partial(Worker, start, timeout_s), memory // 5)
+        self._numbers = itertools.count()  # of all that was ever asked for
         self._all = [Worker(start, timeout_s) for _ in range(workers)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._all:
@@ -111,7 +117,9 @@ class DecodePool:
         """Kill every worker and join every thread. The pool cannot be used again."""
         for worker in self._all:
             worker.abort()
+        self._room.want(next(self._numbers))  # nobody may go on waiting for room
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._spans.close()
         for worker in self._all:
             worker.kill()  # reaps those that were idle
 
@@ -135,7 +143,7 @@ class DecodePool:
     def _ordered(
         self, work: Callable[[Worker, T], R | ClipError], items: Iterable[T]
     ) -> Generator[tuple[T, R | ClipError], None, None]:
-        waiting: deque[tuple[T, Future[R | ClipError]]] = deque()
+        waiting: deque[tuple[int, T, Future[R | ClipError]]] = deque()
         remaining = iter(items)
         exhausted = False
         try:
@@ -146,27 +154,35 @@ class DecodePool:
                     except StopIteration:
                         exhausted = True
                         break
-                    waiting.append((item, self._threads.submit(self._run, work, item)))
+                    number = next(self._numbers)
+                    self._room.enter(number)
+                    waiting.append((number, item, self._threads.submit(self._run, work, item, number)))
                 if not waiting:
                     return
-                item, future = waiting.popleft()
+                number, item, future = waiting.popleft()
+                self._room.want(number)
                 yield item, future.result()
         finally:
-            self._abandon([future for _, future in waiting])
+            self._abandon({number: future for number, _, future in waiting})
 
-    def _run(self, work: Callable[[Worker, T], R | ClipError], item: T) -> R | ClipError:
+    def _run(self, work: Callable[[Worker, T], R | ClipError], item: T, number: int) -> R | ClipError:
         worker = self._idle.get()
+        worker.room = partial(self._room.take, number)
         try:
             return work(worker, item)
         except ClipError as error:
             return error
         finally:
+            self._room.leave(number)
             self._idle.put(worker)
 
-    def _abandon(self, futures: list[Future[Any]]) -> None:
+    def _abandon(self, futures: Mapping[int, Future[Any]]) -> None:
         """Stop work nobody waits for; idle workers stay."""
-        busy = [future for future in futures if not future.cancel() and not future.done()]
+        busy = [future for future in futures.values() if not future.cancel() and not future.done()]
+        for number in futures:
+            self._room.leave(number)
         if busy:
+            self._room.want(max(futures))
             for worker in self._all:
                 worker.abort()
             for future in busy:
@@ -184,7 +200,7 @@ class DecodePool:
     def _facts(self, worker: Worker, job: DecodeJob, doing: str, more: dict[str, Any]) -> dict[str, Any]:
         check_file(job.path)
         try:
-            facts = worker.ask({**self._request(job), **more}, self.max_bytes)[1]
+            facts = worker.ask({**self._request(job), **more})[1]
         except AttemptError as failure:
             raise ClipError(
                 "E_DECODE", f"{job.path}: {doing} {failure}", backend_version("pyav"), 1
@@ -204,25 +220,20 @@ class DecodePool:
             raise ClipError(
                 "E_END_BEFORE_START", f"{job.path}: end_frame {end} is not after start_frame {start}"
             )
-        request = {
-            **self._request(job),
-            "start": start,
-            "end": end,
-            "box": job.box,
-            "max_bytes": self.max_bytes,
-        }
+        request = {**self._request(job), "start": start, "end": end, "box": job.box}
         failures: list[str] = []
         for attempt, backend in enumerate(self.backends, start=1):
             try:
-                array, facts = worker.ask({**request, "backend": backend}, self.max_bytes)
+                array, facts = worker.ask({**request, "backend": backend})
             except AttemptError as failure:
                 failures.append(f"{backend} {failure}")
             except ClipError as error:
                 error.attempts = attempt if error.decoder else attempt - 1
                 raise
             else:
+                whole = array.strides[0] > 0  # else the shape alone
                 return Frames(
-                    array,
+                    array if whole else SpanFrames(self._spans, {**request, "backend": backend}, array.shape),
                     facts["decoder"],
                     facts["fps_num"],
                     facts["fps_den"],

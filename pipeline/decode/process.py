@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import mmap
 import os
 import select
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +38,10 @@ def worker_command() -> tuple[str, ...]:
     return (sys.executable, "-P", "-c", _BOOT, str(_ROOT), str(os.getpid()))
 
 
+LetGo = Callable[[], None]
+Admit = Callable[[int], LetGo | None]  # bytes -> what to call when they are freed, or None: no room
+
+
 class AttemptError(Exception):
     """An attempt gave nothing; the text completes 'decord ...'."""
 
@@ -49,14 +55,18 @@ class Worker:
         self.patience_s = timeout_s  # START_S until a new process has spoken
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: socket.socket | None = None  # of its replies, and of the room for frames
+        self.room: Admit = lambda _: None  # set by the owner before frames are asked for
         self.aborted = False
         self.lock = threading.Lock()  # abort, from another thread, must not miss a process being started
 
-    def ask(self, request: dict[str, Any], max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """(frames, facts). Raises AttemptError (another decoder may do better) or ClipError (none can)."""
+    def ask(self, request: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """(frames, facts). Raises AttemptError (another decoder may do better) or ClipError (none can).
+
+        Where there is no room for them, frames come as zeros that take no memory: only their shape means something.
+        """
         healthy = False
         try:
-            array, reply = self._converse(request, max_bytes)
+            array, reply = self._converse(request)
             healthy = True
         except TimeoutError:
             raise AttemptError(f"was silent for {self.patience_s:g} s and was killed") from None
@@ -73,11 +83,12 @@ class Worker:
             raise ClipError(reply["code"], reply["message"], reply.get("decoder"))
         return array, reply
 
-    def _converse(self, request: dict[str, Any], max_bytes: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _converse(self, request: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         stdin, channel = self._started()
         stdin.write(json.dumps(request).encode() + b"\n")
         stdin.flush()
         array = np.empty((0, 0, 0, 3), np.uint8)
+        whole = True
         while True:
             head = bytearray(4)
             self._fill(channel.fileno(), memoryview(head))
@@ -90,13 +101,24 @@ class Worker:
             self.patience_s = self.timeout_s
             kind = reply["type"]
             if kind == "shape":
-                descriptor, array = shared_room(reply["frames"], reply["height"], reply["width"], max_bytes)
+                shape = (reply["frames"], reply["height"], reply["width"], 3)
+                if min(shape) < 1:
+                    raise ValueError(f"frames of shape {shape}")
+                let_go = self.room(math.prod(shape))
+                whole = let_go is not None
+                if let_go is None:
+                    array = np.empty((0, *shape[1:]), np.uint8)
+                    channel.sendall(b"n")
+                    continue
+                descriptor, array = shared_room(shape, let_go)
                 try:
                     socket.send_fds(channel, [b"r"], [descriptor])
                 finally:
                     os.close(descriptor)
             elif kind == "done":
                 kept = reply.get("kept", 0)
+                if not whole:
+                    array = np.broadcast_to(np.zeros((), np.uint8), (kept, *array.shape[1:]))
                 if not 0 <= kept <= len(array):
                     raise ValueError(f"{kept} of {len(array)} frames kept")
                 return array[:kept], reply
@@ -168,15 +190,13 @@ class Worker:
         self.aborted = False
 
 
-def shared_room(frames: int, height: int, width: int, max_bytes: int) -> tuple[int, np.ndarray]:
-    """(descriptor, zeros [frames, height, width, 3]) of memory that another process can map.
+def shared_room(shape: tuple[int, ...], let_go: LetGo) -> tuple[int, np.ndarray]:
+    """(descriptor, zeros uint8 [*shape]) of memory that another process can map; let_go is called once it is freed.
 
     It has no name, so nothing is left behind however the processes end: it goes with its last map. Its pages
-    cost memory only once they are written. Raises ValueError above max_bytes.
+    cost memory only once they are written.
     """
-    size = frames * height * width * 3
-    if min(frames, height, width) < 1 or size > max_bytes:
-        raise ValueError(f"{frames} frames of {width}x{height}")
+    size = math.prod(shape)
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, size)
@@ -188,4 +208,6 @@ def shared_room(frames: int, height: int, width: int, max_bytes: int) -> tuple[i
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
         os.ftruncate(descriptor, size)
-    return descriptor, np.frombuffer(mmap.mmap(descriptor, size), np.uint8).reshape(frames, height, width, 3)
+    memory = mmap.mmap(descriptor, size)
+    weakref.finalize(memory, let_go)
+    return descriptor, np.frombuffer(memory, np.uint8).reshape(shape)

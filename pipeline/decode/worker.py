@@ -37,6 +37,7 @@ from pipeline.decode.index import (
     load_index,
     save_index,
 )
+from pipeline.decode.passage import Passage
 from pipeline.decode.probe import MIN_SIDE, Probe, probe
 from pipeline.decode.whole import decode_whole
 from pipeline.errors import ClipError
@@ -51,16 +52,20 @@ FactsOf = Callable[[Path, int | None, str | None], Probe]
 
 def main() -> None:
     """Serve requests until stdin ends; the parent passes its process id as the last argument."""
-    _die_with_parent(int(sys.argv[-1]))
+    die_with_parent(int(sys.argv[-1]))
     channel = Channel()
     logging.disable()  # PyAV passes FFmpeg's messages to logging
     _load_decoders()
     channel.send({"type": "tick"})  # from here on a long silence is a hang
     facts_of = _remembering(channel.alive)
+    passages: dict[str, Passage] = {}
     for line in channel.requests:
         request = json.loads(line)
         try:
-            channel.send(serve(request, facts_of, channel))
+            if "span" in request:
+                channel.send(serve_span(request, facts_of, channel, passages))
+            else:
+                channel.send(serve(request, facts_of, channel))
         except ClipError as error:
             reply = {"code": error.code, "message": error.message, "decoder": error.decoder}
             channel.send({"type": "error", **reply})
@@ -83,8 +88,8 @@ def _load_decoders() -> None:
 def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[str, Any]:
     """The reply to one request.
 
-    {"path", "stream", "index"} probes; with "backend", "start", "end", "box" and "max_bytes" it decodes; with
-    "whole" it decodes to the end and keeps nothing.
+    {"path", "stream", "index"} probes; with "backend", "start", "end" and "box" it decodes; with "whole" it decodes
+    to the end and keeps nothing.
     """
     path = Path(request["path"])
     facts = facts_of(path, request["stream"], request["index"])
@@ -103,7 +108,6 @@ def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[
     _check_sides(x2 - x1, y2 - y1, path)
     last = facts.packets if end is None else min(end, facts.packets)
     expected = max(last - start, 1)
-    _check_size(expected, y2 - y1, x2 - x1, request["max_bytes"], path)
     channel.stderr()  # what probing said is no complaint of the backend
     outcome = _fill(BACKENDS[backend](path, facts, start, end), box, expected, channel)
     noise = complaint(channel.stderr()) if backend == "decord" else None
@@ -126,7 +130,10 @@ def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[
 
 
 def _fill(frames: Steps, box: Box, expected: int, channel: Channel) -> Outcome:
-    """Write the box of every frame into room made by the parent; returns the generator's outcome."""
+    """Write the box of every frame into room made by the parent; returns the generator's outcome.
+
+    Where the parent has no room, frames are decoded all the same and none is kept: it asks for spans of them later.
+    """
     x1, y1, x2, y2 = box
     array = channel.room(expected, y2 - y1, x2 - x1)
     count = 0
@@ -138,30 +145,44 @@ def _fill(frames: Steps, box: Box, expected: int, channel: Channel) -> Outcome:
             return outcome
         channel.alive()
         if isinstance(frame, np.ndarray):
-            if count == len(array):  # more frames than packets: rare
-                larger = channel.room(count + count // 2 + 1, y2 - y1, x2 - x1)
-                larger[:count] = array
-                array = larger
-            array[count] = frame[y1:y2, x1:x2]
+            if array is not None:
+                if count == len(array):  # more frames than packets: rare
+                    larger = channel.room(count + count // 2 + 1, y2 - y1, x2 - x1)
+                    if larger is not None:
+                        larger[:count] = array
+                    array = larger
+                if array is not None:
+                    array[count] = frame[y1:y2, x1:x2]
             count += 1
         elif frame == AGAIN:
             count = 0
+
+
+def serve_span(
+    request: dict[str, Any], facts_of: FactsOf, channel: Channel, passages: dict[str, Passage]
+) -> dict[str, Any]:
+    """Frames low to high - 1 of a clip that "backend" decoded before, as {"span": [low, high]} asks for.
+
+    The passage through the last such clip is remembered, so that the next span goes on where this one ends.
+    """
+    path, (low, high) = Path(request["path"]), request["span"]
+    facts = facts_of(path, request["stream"], request["index"])
+    clip = json.dumps([request[name] for name in ("path", "stream", "backend", "start", "end")])
+    if clip not in passages:
+        passages.clear()
+        passages[clip] = Passage(request["backend"], path, facts, request["start"] or 0, request["end"])
+    x1, y1, x2, y2 = clip_box(request["box"], facts.width, facts.height, path)
+    room = channel.room(high - low, y2 - y1, x2 - x1)
+    assert room is not None
+    for number, frame in passages[clip].frames(low, high, channel.alive):
+        room[number - low] = frame[y1:y2, x1:x2]
+    return {"type": "done", "kept": high - low}
 
 
 def _check_sides(width: int, height: int, path: Path) -> None:
     if min(width, height) < MIN_SIDE:
         raise ClipError(
             "E_TOO_SMALL", f"{path} is {width}x{height} pixels; both sides must have at least {MIN_SIDE}"
-        )
-
-
-def _check_size(frames: int, height: int, width: int, limit: int, path: Path) -> None:
-    wanted = frames * height * width * 3
-    if wanted > limit:
-        raise ClipError(
-            "E_TOO_LARGE",
-            f"{path}: {frames} frames of {width}x{height} need {wanted / 2**30:.2f} GiB, the "
-            f"limit is {limit / 2**30:.2f} GiB; cut it into intervals with start_frame and end_frame",
         )
 
 
@@ -194,7 +215,7 @@ def _verdict(
     return reached - start, []
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Linux kills this process with its parent, even in an endless loop; elsewhere stdin's end must do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":

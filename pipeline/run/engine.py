@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
+from pipeline.decode.spans import SpanFrames
 from pipeline.encoders.checkpoints import open_encoder
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
@@ -24,6 +26,7 @@ from pipeline.stages.work import Work
 from pipeline.store.layout import ArraySpec
 from pipeline.store.reader import Cache, StageReader
 
+MEMORY = 8 << 30  # bytes, where nobody says otherwise; half of it for frames
 NEEDS_FRAMES = ("segment", "semantic", "motion")
 
 
@@ -36,9 +39,9 @@ class Engine(AbstractContextManager["Engine"]):
     """Everything `stream` needs: the encoders of the stages to compute and the decode workers.
 
     Attributes:
-        seconds: own time of every layer so far; waiting for an upstream layer is not counted, nor what happened
-            in its shadow: "decode" is the time that frames were waited for. "compile" is that of first calls, where
-            encoders are compiled.
+        seconds: own time of every layer so far, of the group under way too; waiting for an upstream layer is not
+            counted, nor what happened in its shadow: "decode" is the time that frames were waited for. "compile" is
+            that of first calls, where encoders are compiled.
         frames: decoded so far.
         differences: by stage, the tensors that its weights file and model do not share, and why.
     """
@@ -51,6 +54,7 @@ class Engine(AbstractContextManager["Engine"]):
         stages: Iterable[str],
         workers: int = 2,
         listen: Listener = silent,
+        memory: int = MEMORY,
     ) -> None:
         self.cache, self.root, self.recipe, self.listen = cache, root, recipe, listen
         self.stages = tuple(stages)
@@ -59,7 +63,8 @@ class Engine(AbstractContextManager["Engine"]):
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 is an option
         if recipe.run.compile:
             prepare_compiler(cache, self.device)
-        self.seconds: dict[str, float] = dict.fromkeys(("decode", *recipe.spec.stages(), "compile"), 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(("decode", *recipe.spec.stages(), "compile"), 0.0)
+        self._spent: dict[str, float] = {}  # of the group under way, by layer, everything upstream included
         self.frames = 0
         self._cold: dict[str, float] = {}  # stage -> seconds of its first, compiling call
         self.differences: dict[str, list[str]] = {}
@@ -69,7 +74,7 @@ class Engine(AbstractContextManager["Engine"]):
             self.projection = load_projection(
                 recipe.spec.semantic, self.models["semantic"], recipe.projection, self.device
             )
-        self.pool = DecodePool(workers, index=index_folder(cache))
+        self.pool = DecodePool(workers, memory=memory // 2, index=index_folder(cache))
         self._readers: dict[str, StageReader] = {}
 
     def __exit__(self, *_: object) -> None:
@@ -107,7 +112,8 @@ class Engine(AbstractContextManager["Engine"]):
         """Compute what the clips of a group lack; works come out in the order of the group."""
         spec, batch = self.recipe.spec, self.recipe.run.batch
         self._readers = {}
-        spent = {layer: 0.0 for layer in self.seconds if layer == "decode" or layer in group.missing}
+        spent = {layer: 0.0 for layer in self._seconds if layer == "decode" or layer in group.missing}
+        self._seconds, self._spent = self.seconds, spent
 
         def lacks(stage: str) -> Callable[[Work], bool]:
             keys = group.missing.get(stage, frozenset())
@@ -138,18 +144,28 @@ class Engine(AbstractContextManager["Engine"]):
             )
             works = _metered(layer, "motion", spent)
         try:
-            yield from works
+            for work in works:
+                work.drop_frames()  # no stage needs them any more
+                if work.error and work.error[0] == "decode":
+                    work.written.clear()
+                yield work
         except torch.OutOfMemoryError as error:  # batches shrink by themselves; the frames of a clip do not
             raise UserError(
                 f"{self.device} lacks the memory for whole clips ({str(error).partition('.')[0]}); free it from other "
                 "programs, or lower run.batch"
             ) from None
-        below = 0.0
-        for layer_name, total in spent.items():  # upstream first: each total contains those before it
-            cold = self._cold.pop(layer_name, 0.0)
-            self.seconds[layer_name] += total - below - cold
-            self.seconds["compile"] += cold
+        self._seconds, self._spent = self.seconds, {}
+        self._cold.clear()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        seconds, below = dict(self._seconds), 0.0
+        for layer, total in self._spent.items():  # upstream first: each total contains those before it
+            cold = self._cold.get(layer, 0.0)
+            seconds[layer] += total - below - cold
+            seconds["compile"] += cold
             below = total
+        return seconds
 
     def _uploader(self, group: Group) -> Callable[[Work], None]:
         """What takes a clip's frames to the GPU ahead of time; MANet alone sees so few that it fetches its own."""
@@ -187,7 +203,9 @@ class Engine(AbstractContextManager["Engine"]):
             if key not in reader.clips:
                 work.error = ("segment", ClipError("E_NO_LABELS", "the clip has no part labels"))
                 return
-            work.labels, work.under = reader.read(key, "labels"), reader.read(key, "under")
+            work.labels, work.under = _Stored(reader, key, "labels"), _Stored(reader, key, "under")
+            if not isinstance(work.frames, SpanFrames):
+                work.labels, work.under = work.labels[:], work.under[:]
             kept = {"frames", "fps", "decoder", "warnings", "crop"}
             work.facts = work.facts or {k: v for k, v in reader.clips[key].facts.items() if k in kept}
         if crops and key not in missing.get("regions", ()):
@@ -199,6 +217,20 @@ class Engine(AbstractContextManager["Engine"]):
             key = self.recipe.spec.stages()[stage].key
             self._readers[stage] = Cache(self.cache).stage(stage, key)
         return self._readers[stage]
+
+
+class _Stored:
+    """An array of a clip in the cache, read where it is sliced."""
+
+    def __init__(self, reader: StageReader, key: str, array: str) -> None:
+        self._reader, self._key, self._array = reader, key, array
+        self.shape = (reader.clips[key].n_rows, *reader.arrays[array].row_shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._reader.read(self._key, self._array, rows)
 
 
 def _take(work: Work, frames: Frames | ClipError) -> None:

@@ -157,7 +157,9 @@ def _moments(
             listen(Event("step", "fitting the projection", done, len(group.clips)))
             arrays, _ = work.written.get("semantic", ({}, {}))
             work.release()
-            tokens = arrays["tokens"][arrays["present"].astype(bool)] if arrays else np.empty(0)
+            tokens = (
+                np.asarray(arrays["tokens"])[np.asarray(arrays["present"]) > 0] if arrays else np.empty(0)
+            )
             if tokens.size and np.isfinite(tokens).all():
                 moments.add(tokens.reshape(-1, tokens.shape[-1]))
                 used += 1

@@ -30,6 +30,9 @@ class Rows:
     work: Work
     n: int
     fetch: Callable[[int, int], torch.Tensor]  # rows low..high -> float32 [high - low, ...], on any device
+    keep: Callable[[Outputs], None] | None = (
+        None  # takes outputs as they come, in order; None: they are put together
+    )
     parts: list[Outputs] = field(default_factory=list)
     left: int = 0
 
@@ -54,7 +57,7 @@ def packed(
 
     With precision "bfloat16" matrix products run in bfloat16 (autocast); outputs are float32 either way.
     Clips come out in the order they came in, as soon as their last row is computed. A padded tail repeats the
-    last row and is cut off. A clip of 0 rows comes out with no outputs.
+    last row and is cut off. A clip of 0 rows, or one that keeps its outputs itself, comes out with none.
 
     Behind a clip that ends a block the open batch is padded and closed. So what a batch holds, and where in it a
     row lies, depends on the clips of its block alone: a run that begins at the start of a block computes the same
@@ -221,7 +224,11 @@ class _Runner:
         start = 0
         for clip, low, high in batch.pieces:
             stop = start + high - low
-            clip.parts.append({name: value[start:stop] for name, value in outputs.items()})
+            part = {name: value[start:stop] for name, value in outputs.items()}
+            if clip.keep is None:
+                clip.parts.append(part)
+            else:
+                clip.keep(part)
             clip.left -= high - low
             start = stop
 

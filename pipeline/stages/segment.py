@@ -6,14 +6,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.decode.spans import SpanFrames
 from pipeline.encoders.contract import Segmenter
 from pipeline.errors import ClipError, UserError
 from pipeline.person import PixelBox, look_at, pasted, person_box
 from pipeline.regions import Parts, load_parts, region_map
 from pipeline.spec import SegmentSpec
-from pipeline.stages.packing import Rows, packed
+from pipeline.stages.packing import Outputs, Rows, packed
 from pipeline.stages.work import Work, compressed
 from pipeline.store.layout import ArraySpec
+from pipeline.store.shard import PackedRows
 
 
 def arrays(spec: SegmentSpec) -> list[ArraySpec]:
@@ -35,6 +37,7 @@ def segment(
     """
     parts = _checked_parts(spec, model)
     boxes: dict[str, PixelBox | None] = {}  # clip key -> crop, of clips between the two passes
+    made: dict[str, _Made] = {}  # clip key -> labels so far
 
     def forward(rows: torch.Tensor) -> dict[str, torch.Tensor]:
         return _labels(model(rows), spec, parts)
@@ -43,11 +46,13 @@ def segment(
         nothing = Rows(work, 0, lambda low, high: torch.empty(0))
         if work.frames is None or work.error or not wanted(work):
             return nothing
-        frames, chosen = work.frames_on(device), index(len(work.frames))
-        if box is not None:
-            frames = frames[:, box[1] : box[3], box[0] : box[2]]
+        chosen = index(len(work.frames))
         try:
-            return Rows(work, len(chosen), model.inputs(frames, spec, work.task, chosen))
+            return Rows(
+                work,
+                len(chosen),
+                model.inputs(work.frames_seen(device, box), spec, work.task, chosen),  # type: ignore[arg-type]
+            )
         except ClipError as error:
             work.error = ("segment", error)
             return nothing
@@ -58,37 +63,62 @@ def segment(
             if out:
                 assert work.frames is not None
                 assert model.image_size is not None
-                size = work.frames.shape[1:3]
-                boxes[work.task.key] = person_box(out["labels"], size, model.image_size)
+                _, height, width, _ = work.frames.shape
+                boxes[work.task.key] = person_box(out["labels"], (height, width), model.image_size)
             yield work
 
+    def strided(work: Work) -> Rows:
+        box = boxes.pop(work.task.key, None)
+        found = rows(work, lambda count: np.arange(0, count, spec.stride), box)
+        if found.n:
+            made[work.task.key] = _Made(work, spec, parts, box)
+            found.keep = made[work.task.key].add
+        return found
+
     source = look() if spec.crop == "person" else works
-    strided = (
-        rows(work, lambda count: np.arange(0, count, spec.stride), boxes.get(work.task.key))
-        for work in source
-    )
-    for work, out in packed(strided, batch, forward, spec.precision, device):
-        if out:
-            assert work.frames is not None
-            box = boxes.pop(work.task.key, None)
-            maps = [out["labels"], out["under"]]
-            if box is not None:
-                maps = [pasted(crop, box, work.frames.shape[1:3]) for crop in maps]
-            work.labels, work.under = maps
-            facts = {**work.facts, "stride": spec.stride, "clothing_moves": _clothing_moves(work, parts)}
-            if spec.crop == "person":
-                facts["crop"] = list(box) if box else "no person found: whole frame"
-            work.written["segment"] = ({"labels": work.labels, "under": work.under}, facts)
+    for work, _ in packed((strided(work) for work in source), batch, forward, spec.precision, device):
+        if work.task.key in made:
+            made.pop(work.task.key).finish()
         yield work
 
 
-def _clothing_moves(work: Work, parts: Parts) -> float:
-    """Share of the garment pixels that `clothing: reassign` would give to another region."""
-    assert work.labels is not None
-    assert work.under is not None
-    garment = np.isin(work.labels, parts.clothing)
-    worn, beneath = (region_map(maps[garment], parts.regions) for maps in (work.labels, work.under))
-    return round(float((worn != beneath).mean()), 4) if garment.any() else 0.0
+class _Made:
+    """The labels of one clip, collected batch by batch; compressed where the clip has no room for its frames either."""
+
+    def __init__(self, work: Work, spec: SegmentSpec, parts: Parts, box: PixelBox | None) -> None:
+        self.work, self.spec, self.parts, self.box = work, spec, parts, box
+        self.maps: dict[str, list[np.ndarray] | PackedRows] = {
+            array.name: PackedRows(array) if isinstance(work.frames, SpanFrames) else []
+            for array in arrays(spec)
+        }
+        self.garment = self.moved = 0  # pixels, and those of another region beneath
+
+    def add(self, out: Outputs) -> None:
+        """Take the next frames' labels and under, uint8 [n, h, w]."""
+        if self.box is not None:
+            assert self.work.frames is not None
+            _, height, width, _ = self.work.frames.shape
+            out = {name: pasted(crop, self.box, (height, width)) for name, crop in out.items()}
+        for name, rows in self.maps.items():
+            rows.append(out[name])
+        garment = np.isin(out["labels"], self.parts.clothing)
+        worn, beneath = (region_map(out[name][garment], self.parts.regions) for name in ("labels", "under"))
+        self.garment += int(garment.sum())
+        self.moved += int((worn != beneath).sum())
+
+    def finish(self) -> None:
+        """Put all of it into the work."""
+        work, spec = self.work, self.spec
+        whole = {
+            name: np.concatenate(rows) if isinstance(rows, list) else rows for name, rows in self.maps.items()
+        }
+        work.labels, work.under = whole["labels"], whole["under"]
+        # Share of the garment pixels that `clothing: reassign` would give to another region.
+        moves = round(self.moved / self.garment, 4) if self.garment else 0.0
+        facts = {**work.facts, "stride": spec.stride, "clothing_moves": moves}
+        if spec.crop == "person":
+            facts["crop"] = list(self.box) if self.box else "no person found: whole frame"
+        work.written["segment"] = (whole, facts)
 
 
 def _checked_parts(spec: SegmentSpec, model: Segmenter) -> Parts:

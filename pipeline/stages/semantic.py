@@ -1,7 +1,6 @@
 """Features of 16-frame windows, one row per window, five views per row; token maps on request."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from pipeline.encoders.contract import WindowEncoder
 from pipeline.encoders.preprocess import normalisation, window_indices, window_starts
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS, RegionsSpec, SemanticSpec
-from pipeline.stages.packing import Rows, packed
+from pipeline.stages.packing import Outputs, Rows, packed
 from pipeline.stages.regions import carried
 from pipeline.stages.tokens import Projection, token_map
 from pipeline.stages.work import Work, raw
@@ -20,6 +19,7 @@ from pipeline.store.layout import ArraySpec
 from pipeline.views import full_view, region_view
 
 CHUNK_ROWS = 64
+STEP = 16  # frames whose views are made at once
 
 
 def arrays(spec: SemanticSpec, model: WindowEncoder) -> list[ArraySpec]:
@@ -79,8 +79,8 @@ def encode_windows(
         )
     size = model.input_shape[-1]
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in normalisation(spec.normalisation))
-    # clip key -> (start frames, frames of every window, bool [W, views]: which views each window has)
-    plans: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    plans: dict[str, tuple[_Made, dict[str, Any]]] = {}  # clip key -> (features so far, facts of the windows)
+    of_tokens = [] if spec.tokens is None else [spec.views.index(view) for view in spec.tokens["views"]]
 
     def rows(work: Work) -> Rows:
         lacking = work.frames is None or (spec.needs_regions and work.boxes is None)
@@ -93,22 +93,23 @@ def encode_windows(
         there = _presence(work, spec, regions, segment_stride, used)
         # A window has a region when any of its frames has it.
         present = np.asarray(there[:, windows_of_used].any(2)).T
-        plans[work.task.key] = (starts, windows, present)
-        pairs = np.argwhere(present)
+        made = _Made(present, {"features": [*range(len(spec.views))], "tokens": of_tokens})
+        plans[work.task.key] = made, _facts(spec, len(work.frames), starts, windows)
+        pairs = made.pairs
 
-        @cache
-        def views() -> torch.Tensor:
-            # Made when the first batch asks for it, not when the clip is drawn: off the GPU's way.
-            made = _views(work, spec, regions, segment_stride, used, size, device)
-            return made.sub_(mean).div_(std)
+        def views(low: int, high: int) -> torch.Tensor:
+            pixels = _views(work, spec, regions, segment_stride, used[low:high], size, device)
+            return pixels.sub_(mean).div_(std)
+
+        ring = ViewRing(views, windows_of_used[pairs[:, 0]], batch, device)
 
         def fetch(low: int, high: int) -> torch.Tensor:
-            window, view = pairs[low:high].T
-            frames = torch.from_numpy(windows_of_used[window])
-            chosen = views()[torch.from_numpy(view)[:, None], frames]  # [n, window, 3, size, size]
+            chosen = ring.windows(pairs[low:high, 1], windows_of_used[pairs[low:high, 0]])
+            if high == len(pairs):
+                ring.clear()
             return chosen.transpose(1, 2)
 
-        return Rows(work, len(pairs), fetch)
+        return Rows(work, len(pairs), fetch, made.add)
 
     def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
         out = model(x, tokens=spec.tokens is not None)
@@ -117,17 +118,90 @@ def encode_windows(
             made["tokens"] = token_map(out["tokens"], tuple(spec.tokens["grid"]), projection)
         return made
 
-    for work, out in packed((rows(work) for work in works), batch, forward, spec.precision, device):
-        if out:
-            assert work.frames is not None
-            starts, windows, present = plans.pop(work.task.key)
-            written = {"features": _laid_out(out["features"], present), "present": present.astype(np.uint8)}
-            if spec.tokens is not None:
-                kept = [spec.views.index(view) for view in spec.tokens["views"]]
-                written["tokens"] = _laid_out(out["tokens"], present)[:, kept]
-            facts = _facts(spec, len(work.frames), starts, windows)
-            work.written["semantic"] = (written, {**work.facts, **facts})
+    for work, _ in packed((rows(work) for work in works), batch, forward, spec.precision, device):
+        if work.task.key in plans:
+            made, facts = plans.pop(work.task.key)
+            if made.arrays:  # else no window has any of the views
+                work.written["semantic"] = (made.written(), {**work.facts, **facts})
         yield work
+
+
+class _Made:
+    """The features of one clip, laid out as they come: [W, views, ...], zeros where a view is absent.
+
+    Args:
+        present: bool [W, views]; the rows of the encoder are its true entries, in order.
+        views: array -> the views it holds.
+    """
+
+    def __init__(self, present: np.ndarray, views: dict[str, list[int]]) -> None:
+        self.present, self.pairs = present, np.argwhere(present)
+        self.views = views
+        self.arrays: dict[str, np.ndarray] = {}
+        self._rows = 0
+
+    def add(self, out: Outputs) -> None:
+        """Take the next rows."""
+        for name, values in out.items():
+            views = self.views[name]
+            if name not in self.arrays:
+                shape = (len(self.present), len(views), *values.shape[1:])
+                self.arrays[name] = np.zeros(shape, values.dtype)
+            window, view = self.pairs[self._rows : self._rows + len(values)].T
+            held = np.isin(view, views)
+            place = np.array([views.index(number) for number in view[held]], np.int64)
+            self.arrays[name][window[held], place] = values[held]
+        self._rows += len(values)
+
+    def written(self) -> dict[str, np.ndarray]:
+        """The arrays of the stage."""
+        return {**self.arrays, "present": self.present.astype(np.uint8)}
+
+
+class ViewRing:
+    """The views of the frames that a batch of windows sees, in a ring: each frame is cropped and resized once.
+
+    Args:
+        make: float32 [views, high - low, 3, size, size] of the frames low to high - 1 of those that are used.
+        windows: int64 [n, window], the frames of every row, rising from row to row.
+        batch: most rows that are asked for at once.
+
+    Views are made when a batch asks for them, not when the clip is drawn: off the GPU's way, and never those of a
+    whole long clip at once.
+    """
+
+    def __init__(
+        self, make: Callable[[int, int], torch.Tensor], windows: np.ndarray, batch: int, device: torch.device
+    ) -> None:
+        self._make, self._device = make, device
+        first, stop = windows.min(1), windows.max(1) + 1
+        last = np.minimum(np.arange(len(windows)) + batch, len(windows)) - 1
+        self._slots = int((stop[last] - first).max(initial=1))
+        self._frames = int(stop.max(initial=0))
+        self._low = self._high = 0  # frames in the ring
+        self._ring: torch.Tensor | None = None
+
+    def windows(self, views: np.ndarray, windows: np.ndarray) -> torch.Tensor:
+        """float32 [n, window, 3, size, size] of rows, each its view and its frames [n], [n, window]."""
+        first, stop = int(windows.min()), int(windows.max()) + 1
+        if self._ring is None or not self._low <= first <= self._high:
+            self._low = self._high = first  # a batch that was cut in halves is fetched again
+        while self._high < stop:
+            high = min(
+                self._high + STEP, first + self._slots, self._frames
+            )  # never over what this batch sees
+            made = self._make(self._high, high)
+            if self._ring is None:
+                self._ring = made.new_empty((made.shape[0], self._slots, *made.shape[2:]))
+            self._ring[:, torch.arange(self._high, high, device=self._device) % self._slots] = made
+            self._low, self._high = max(self._low, high - self._slots), high
+        assert self._ring is not None
+        slots = torch.from_numpy(windows % self._slots)
+        return self._ring[torch.from_numpy(views)[:, None], slots]
+
+    def clear(self) -> None:
+        """Let go of the memory; it is made anew when asked again."""
+        self._ring = None
 
 
 def _presence(
@@ -153,7 +227,8 @@ def _views(
 ) -> torch.Tensor:
     """The views of the used frames: float32 [views, used, 3, size, size] on the 0-255 scale, zeros where absent."""
     assert work.frames is not None
-    frames = work.frames_on(device, used if len(used) < len(work.frames) else None)
+    in_a_row = int(used[-1] - used[0]) + 1 == len(used)
+    frames = work.frames_on(device, slice(int(used[0]), int(used[-1]) + 1) if in_a_row else used)
     if spec.needs_regions:
         boxes, kept = carried(work, regions, stride, used)
         masks = torch.from_numpy(kept).to(device) if regions.mask else None
@@ -165,13 +240,6 @@ def _views(
             for view in spec.views
         ]
     )
-
-
-def _laid_out(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Values of the present (window, view) pairs to [W, views, ...], zeros elsewhere."""
-    out = np.zeros((*present.shape, *values.shape[1:]), values.dtype)
-    out[present] = values
-    return out
 
 
 def _facts(spec: SemanticSpec, frames: int, starts: np.ndarray, windows: np.ndarray) -> dict[str, Any]:

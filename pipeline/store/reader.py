@@ -100,14 +100,17 @@ class StageReader:
         self.clips: dict[str, ClipRows] = {clip.clip_key: clip for r in receipts for clip in r.clips}
         self._open: dict[tuple[str, int], np.ndarray | CompressedRows] = {}
 
-    def read(self, clip_key: str, array: str) -> np.ndarray:
+    def read(self, clip_key: str, array: str, rows: slice = slice(None)) -> np.ndarray:
         """The rows of a clip, [n_rows, *row_shape]: a read-only view of the map (raw), or a new array (zstd).
 
         Raises KeyError when the stage has no such clip or array, UserError when its shard is missing or
         damaged.
         """
         clip = self._clip(clip_key)
-        return self._read(array, clip.shard, clip.row_start, clip.row_start + clip.n_rows, (clip,))
+        start, stop, _ = rows.indices(clip.n_rows)
+        return self._read(
+            array, clip.shard, clip.row_start + start, clip.row_start + max(start, stop), (clip,)
+        )
 
     def rows(self, array: str, shard: int) -> np.ndarray:
         """All used rows of a committed shard, as `read` returns them."""

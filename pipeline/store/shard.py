@@ -96,6 +96,34 @@ def compress_rows(spec: ArraySpec, rows: np.ndarray) -> list[bytes]:
     return [encode(row.tobytes()) for row in rows.astype(dtype_of(spec), copy=False)]
 
 
+class PackedRows:
+    """Rows in memory, each compressed as a zstd array stores it; slices decompress into new arrays [n, *row_shape]."""
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self.spec = spec
+        self.chunks: list[bytes] = []
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows [n, *row_shape] of the array's dtype."""
+        self.chunks += compress_rows(self.spec, rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.chunks), *self.spec.row_shape
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        from numcodecs.zstd import Zstd
+
+        decode, chosen = Zstd().decode, self.chunks[rows]
+        out = np.empty((len(chosen), self.spec.row_bytes), np.uint8)
+        for chunk, row in zip(chosen, out, strict=True):
+            decode(chunk, row)
+        return out.view(dtype_of(self.spec)).reshape(len(chosen), *self.spec.row_shape)
+
+
 def zstd_shard(spec: ArraySpec, shard_rows: int, chunks: Sequence[bytes | memoryview]) -> bytes:
     """The file of a zstd shard whose first rows are chunks and whose others are unused."""
     sizes = np.array([len(chunk) for chunk in chunks], "<u8")

@@ -30,9 +30,12 @@ from pipeline.store.records import (
     to_bytes,
     utc_now,
 )
+from pipeline.store.shard import PackedRows
 from pipeline.store.wip import Buffer
 
 FLOAT16_MAX = 65504.0
+
+Rows = np.ndarray | PackedRows
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class StoredRows:
     stored: Mapping[str, list[Buffer]]
 
 
-def encode_rows(stage: Stage, arrays: Mapping[str, np.ndarray]) -> StoredRows:
+def encode_rows(stage: Stage, arrays: Mapping[str, Rows]) -> StoredRows:
     """Check and encode a clip: every array of the stage, [n, *row_shape] with the same n >= 1.
 
     A float16 array takes any float dtype; the others take exactly their own.
@@ -162,7 +165,7 @@ def encode_rows(stage: Stage, arrays: Mapping[str, np.ndarray]) -> StoredRows:
     specs = stage.arrays
     if arrays.keys() != specs.keys():
         raise ValueError(f"arrays {sorted(arrays)} are not the stage's {sorted(specs)}")
-    rows = {name: _checked(spec, np.asarray(arrays[name])) for name, spec in specs.items()}
+    rows = {name: _checked(spec, arrays[name]) for name, spec in specs.items()}
     counts = {len(value) for value in rows.values()}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"the arrays have {sorted(counts)} rows; all must have the same number, at least 1")
@@ -171,10 +174,13 @@ def encode_rows(stage: Stage, arrays: Mapping[str, np.ndarray]) -> StoredRows:
         raise ClipError("E_TOO_LONG", f"{n} rows, and a shard of this stage holds {stage.shard_rows}")
     stored: dict[str, list[Buffer]] = {}
     for name, spec in specs.items():
-        if spec.codec == "raw":
-            stored[name] = [np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8).data]
+        value = rows[name]
+        if isinstance(value, PackedRows):
+            stored[name] = list(value.chunks)
+        elif spec.codec == "raw":
+            stored[name] = [np.ascontiguousarray(value).reshape(-1).view(np.uint8).data]
         else:
-            stored[name] = list(shard.compress_rows(spec, rows[name]))
+            stored[name] = list(shard.compress_rows(spec, value))
     return StoredRows(n, stored)
 
 
@@ -226,7 +232,7 @@ class ShardBuilder:
         return self._rows + n_rows <= self._stage.shard_rows
 
     def add(
-        self, clip_key: str, clip_id: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+        self, clip_key: str, clip_id: str, arrays: Mapping[str, Rows], facts: Mapping[str, Any]
     ) -> None:
         """Add a clip: arrays as `encode_rows` takes them, facts are JSON values.
 
@@ -294,8 +300,12 @@ class ShardBuilder:
             raise UserError(f"{path} exists: another build wrote this shard; let it end, then run again")
 
 
-def _checked(spec: ArraySpec, value: np.ndarray) -> np.ndarray:
+def _checked(spec: ArraySpec, value: Rows) -> Rows:
     """value as it is stored; raises as `ShardBuilder.add` says."""
+    if isinstance(value, PackedRows):
+        if value.spec != spec:
+            raise ValueError(f"array '{spec.name}': packed rows of {value.spec}")
+        return value
     narrowed = spec.dtype == "float16" and value.dtype.kind == "f"
     if (
         value.shape[1:] != spec.row_shape
@@ -305,7 +315,7 @@ def _checked(spec: ArraySpec, value: np.ndarray) -> np.ndarray:
         wanted = f"{spec.dtype} [n, {', '.join(map(str, spec.row_shape))}]"
         raise ValueError(f"array '{spec.name}': {value.dtype} {list(value.shape)} is not {wanted}")
     if value.dtype.kind == "f" and value.size:
-        peak = float(np.abs(value).max())  # NaN if there is one
+        peak = float(np.maximum(value.max(), -value.min()))  # NaN if there is one
         if not peak <= (FLOAT16_MAX if narrowed else np.finfo(value.dtype).max):
             raise ClipError("E_NON_FINITE", f"'{spec.name}' reaches {peak}, which {spec.dtype} cannot hold")
     return value.astype(shard.dtype_of(spec), copy=False)

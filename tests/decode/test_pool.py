@@ -222,13 +222,3 @@ def test_impossible_intervals(clip: Path, start: int, end: int | None, code: str
         [(_, result)] = pool.decode([DecodeJob("a", clip, None, start, end)])
     assert isinstance(result, ClipError)
     assert result.code == code
-
-
-def test_clip_above_the_memory_limit(clip: Path) -> None:
-    ten = 10 * 64 * 96 * 3
-    with DecodePool(1, max_bytes=ten) as pool:
-        jobs = [DecodeJob("whole", clip), DecodeJob("part", clip, None, 5, 15)]
-        results = decode(pool, jobs)
-    assert results["whole"].code == "E_TOO_LARGE"
-    assert "start_frame" in results["whole"].message
-    assert numbers(results["part"].array) == list(range(5, 15))

@@ -1,0 +1,78 @@
+"""A small memory budget changes how frames come, and not one bit of what is made of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.decode.spans import SpanFrames
+from pipeline.presets import Recipe, load_recipe
+from pipeline.run.engine import Engine
+from pipeline.store.shard import PackedRows
+from tests.run.test_engine import STAGES, planned
+
+MIB = 1 << 20
+Made = dict[tuple[str, str, str], Any]
+
+
+def made(world: Path, cache: Path, recipe: Recipe, memory: int, stages: tuple[str, ...] = STAGES) -> Made:
+    """(stage, array or "facts", clip key) -> rows or facts of 2 clips."""
+    group = planned(world, cache, recipe, stages, 2)
+    found: Made = {}
+    with Engine(cache, world, recipe, stages, memory=memory) as engine:
+        for work in engine.stream(group):
+            assert work.error is None
+            for stage, (arrays, facts) in work.written.items():
+                found[stage, "facts", work.task.key] = facts
+                for name, rows in arrays.items():
+                    packed = isinstance(rows, PackedRows)
+                    assert packed == (stage == "segment" and memory < 64 * MIB)
+                    found[stage, name, work.task.key] = rows[:]
+            work.release()
+        assert engine.pool._room.held == 0
+    return found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "segment.crop=person",
+            "segment.stride=2",
+            "regions.carry=blend",
+            "regions.box=frame",
+            "semantic.stride=3",
+        ],
+        [
+            "semantic.stride=null",
+            "semantic.windows=3",
+            "semantic.tokens={grid: [2, 2], width: 8, views: [head, full]}",
+        ],
+    ],
+)
+def test_clips_decoded_in_spans_give_the_same_bits(
+    small_world: Path, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("demo", overrides=overrides)
+    plain = made(small_world, tmp_path / "cache", recipe, 1024 * MIB)
+    seen = []
+    real = SpanFrames.__getitem__
+
+    def watched(self: SpanFrames, index: Any) -> np.ndarray:
+        frames = real(self, index)
+        seen.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(SpanFrames, "__getitem__", watched)
+    tight = made(small_world, tmp_path / "cache", recipe, 8 * MIB)
+    assert seen
+    assert max(seen) <= 16  # never a whole clip
+    assert plain.keys() == tight.keys()
+    for name, value in plain.items():
+        if name[1] == "facts":
+            assert tight[name] == value, name
+        else:
+            assert tight[name].dtype == value.dtype
+            assert np.array_equal(tight[name], value), name
