@@ -68,20 +68,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say for every stage what is fresh, partial, stale or missing, and why."""
-    from pipeline.estimate import plan_costs, shown
-    from pipeline.presets import load_recipe
-    from pipeline.run.build import plan_dataset, plan_record
-
-    recipe = load_recipe(preset, weights, all_overrides(overrides, segment_stride))
-    planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
-    record = {**plan_record(planned), "stages": plan_costs(planned, recipe.spec, cache)}
-    lines = [_clips_line(dataset, record["clips"])]
-    lines += [
-        f"{stage['stage']:<9} {stage['key'][:16]}  {stage['state']:<8} {stage['pending']:>7} clips {stage['rows']:>9} "
-        f"rows {shown(stage['tflop']):>8} TFLOP {shown(stage['gb']):>8} GB {shown(stage['hours']):>8} h  {stage['why']}"
-        for stage in record["stages"]
-    ]
-    show(as_json, record, "\n".join(lines))
+    _plan(dataset, cache, preset, weights, all_overrides(overrides, segment_stride), as_json)
 
 
 @app.command()
@@ -93,10 +80,15 @@ def build(
     overrides: Set = None,
     segment_stride: SegmentStride = None,
     workers: Workers = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, as `plan`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compute everything the preset lacks for a dataset. Exit status 1 while any clip is pending."""
     changes = all_overrides(overrides, segment_stride)
+    if dry_run:
+        return _plan(dataset, cache, preset, weights, changes, as_json)
     _build(dataset, cache, preset, weights, changes, workers, as_json, None)
 
 
@@ -192,6 +184,19 @@ def demo(
     summary = run_demo(out, listener(as_json))
     show(as_json, summary, summary_text(summary, out))
     raise typer.Exit(1 if summary["clips"]["pending"] else 0)
+
+
+def _plan(
+    dataset: str, cache: Path, preset: str, weights: Path | None, overrides: list[str], as_json: bool
+) -> None:
+    from pipeline.estimate import plan_costs, plan_text
+    from pipeline.presets import load_recipe
+    from pipeline.run.build import plan_dataset, plan_record
+
+    recipe = load_recipe(preset, weights, overrides)
+    planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
+    record = plan_record(planned) | plan_costs(planned, recipe.spec, cache)
+    show(as_json, record, "\n".join([_clips_line(dataset, record["clips"]), *plan_text(record)]))
 
 
 def _build(

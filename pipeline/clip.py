@@ -132,21 +132,32 @@ def clip_key(clip: Clip, sha256: str, source: str = "video") -> str:
 
     It depends on the bytes of that file and the frame interval; for a video on the stream and the box track, for
     skeletons on their format and the person. So a renamed, relabelled or resplit clip keeps it, and skeletons
-    that join a video later leave the video's address alone. A clip from frame None is one from frame 0. The text
-    hashed is the canonical JSON of {media, stream, start, end, track} or {media, format, person, start, end},
-    written out because 100,000 calls of json.dumps take a second.
+    that join a video later leave the video's address alone. A clip from frame None is one from frame 0.
+    """
+    return key_of(source, sha256, *(getattr(clip, column) for column in KEY_COLUMNS[source]))
+
+
+KEY_COLUMNS = {
+    "video": ("start_frame", "end_frame", "stream_index", "bbox_track"),
+    "skeleton": ("start_frame", "end_frame", "skeleton_format", "person_id"),
+}
+
+
+def key_of(source: str, sha256: str, start: int | None, end: int | None, what: Any, whom: Any) -> str:
+    """`clip_key` from the columns KEY_COLUMNS[source] of a clip.
+
+    The text hashed is the canonical JSON of {media, stream, start, end, track} or {media, format, person, start,
+    end}, written out because 100,000 calls of json.dumps take a second.
     """
     if not _SHA256.fullmatch(sha256):
         raise ValueError(f"a digest must be 64 lower-case hex digits, got {sha256!r}")
-    end = "null" if clip.end_frame is None else clip.end_frame
-    start = clip.start_frame or 0
+    first, last = start or 0, "null" if end is None else end
+    what = "null" if what is None else canonical_json(what)
+    whom = "null" if whom is None else canonical_json(whom)
     if source == "skeleton":
-        form, person = canonical_json(clip.skeleton_format), canonical_json(clip.person_id)
-        text = f'{{"end":{end},"format":{form},"media":"{sha256}","person":{person},"start":{start}}}'
+        text = f'{{"end":{last},"format":{what},"media":"{sha256}","person":{whom},"start":{first}}}'
     else:
-        stream = "null" if clip.stream_index is None else clip.stream_index
-        track = "null" if clip.bbox_track is None else canonical_json(clip.bbox_track)
-        text = f'{{"end":{end},"media":"{sha256}","start":{start},"stream":{stream},"track":{track}}}'
+        text = f'{{"end":{last},"media":"{sha256}","start":{first},"stream":{what},"track":{whom}}}'
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -146,12 +146,16 @@ def estimate(
         "frames": frames,
         "source": source,
         "stages": [asdict(cost) for cost in costs],
-        "total": {name: _total([getattr(cost, name) for cost in costs]) for name in ("tflop", "gb", "hours")},
+        "total": _totals(costs),
     }
 
 
-def _total(values: Sequence[float | None]) -> float | None:
-    return None if None in values else sum(value for value in values if value is not None)
+def _totals(costs: Sequence[Cost]) -> dict[str, float | None]:
+    totals: dict[str, float | None] = {}
+    for name in ("tflop", "gb", "hours"):
+        known = [value for cost in costs if (value := getattr(cost, name)) is not None]
+        totals[name] = sum(known) if len(known) == len(costs) else None
+    return totals
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -176,7 +180,32 @@ def shown(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def plan_costs(plan: Plan, spec: PipelineSpec, cache: Path) -> list[dict[str, Any]]:
-    """The stages of a plan as JSON values, each with the cost of what it lacks."""
-    costs = (stage_cost(spec, stage.stage, stage.rows, cache) for stage in plan.stages)
-    return [asdict(stage) | asdict(cost) for stage, cost in zip(plan.stages, costs, strict=True)]
+def plan_costs(plan: Plan, spec: PipelineSpec, cache: Path) -> dict[str, Any]:
+    """What a plan costs, as JSON values: {"stages": [StagePlan and Cost of what lacks], "total": {tflop, gb, hours}}.
+
+    A total is None where a part of it is.
+    """
+    costs = [stage_cost(spec, stage.stage, stage.rows, cache) for stage in plan.stages]
+    return {
+        "stages": [asdict(stage) | asdict(cost) for stage, cost in zip(plan.stages, costs, strict=True)],
+        "total": _totals(costs),
+    }
+
+
+def plan_text(record: Mapping[str, Any]) -> list[str]:
+    """The stages of `plan_costs` as lines: state, what is pending, its cost, and why."""
+    lines = [
+        f"{stage['stage']:<9} {stage['key'][:16]}  {stage['state']:<8} {stage['pending']:>7} clips "
+        f"{stage['rows']:>9} rows {_costs_text(stage)}  {stage['why']}"
+        for stage in record["stages"]
+    ]
+    if any(stage["pending"] for stage in record["stages"]):
+        lines.append(f"{'total':<69} {_costs_text(record['total'])}")
+    if record["total"]["hours"] is None:
+        lines.append("hours come with the first build here; `bmoe-cache estimate --tflops N` guesses them")
+    return lines
+
+
+def _costs_text(costs: Mapping[str, Any]) -> str:
+    units = {"tflop": "TFLOP", "gb": "GB", "hours": "h"}
+    return " ".join(f"{shown(costs[name]):>8} {unit}" for name, unit in units.items())

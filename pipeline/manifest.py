@@ -8,13 +8,13 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise, repeat
-from operator import attrgetter
+from operator import attrgetter, gt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pipeline.clip import (
     BOX_FIELDS,
@@ -44,11 +44,11 @@ __all__ = [
     "COLUMNS",
     "Clip",
     "Manifest",
+    "Rows",
     "canonical_extra",
     "check_columns",
     "check_dataset_name",
     "clip_key",
-    "clips_from_columns",
     "header_of",
     "manifest_path",
     "parse_header",
@@ -75,11 +75,19 @@ class Manifest:
     dataset: str
     root: Path
     taxonomy: "Taxonomy"
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.clip_id)))
+        ids = self.column("clip_id")
+        if not isinstance(self.clips, Rows) or any(map(gt, ids, ids[1:])):
+            object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.clip_id)))
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One field of all clips."""
+        if isinstance(self.clips, Rows):
+            return self.clips.column(name)
+        return [getattr(clip, name) for clip in self.clips]
 
     @cached_property
     def digest(self) -> str:
@@ -90,6 +98,56 @@ class Manifest:
         for line in row_lines(self):
             lines.update(line)
         return lines.hexdigest()
+
+
+class Rows(Sequence[Clip]):
+    """The clips of a table, made when they are asked for: a plan needs a few columns of all, and few clips.
+
+    `columns` holds the fields that some clip has; all clips have the default of the others.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]], count: int) -> None:
+        self._columns, self._count = columns, count
+
+    def column(self, name: str) -> Sequence[Any]:
+        return self._columns[name] if name in self._columns else [DEFAULTS[name]] * self._count
+
+    @cached_property
+    def _clips(self) -> tuple[Clip, ...]:
+        """All of them, one field of all at a time.
+
+        The generated __init__ of a frozen class costs 6 us per clip with 36 fields; filling the slots through
+        their descriptors keeps the loops in C and takes a fifth of that.
+        """
+        clips = tuple(object.__new__(Clip) for _ in range(self._count))
+        for field in fields(Clip):
+            values = self._columns.get(field.name, repeat(field.default, self._count))
+            deque(map(getattr(Clip, field.name).__set__, clips, values), maxlen=0)
+        return clips
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
+    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
+        if isinstance(index, slice) or "_clips" in vars(self):
+            return self._clips[index]
+        return Clip(**{name: values[index] for name, values in self._columns.items()})
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self._clips)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows | tuple) and self._clips == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._clips)
+
+
+DEFAULTS = {field.name: field.default for field in fields(Clip)}
 
 
 def manifest_path(cache: Path, dataset: str) -> Path:
@@ -135,7 +193,7 @@ def parse_header(header: Mapping[str, Any], where: str, clips: Sequence[Clip] = 
     if not isinstance(warnings, list) or not all(isinstance(line, str) for line in warnings):
         raise UserError(f"{where}: the header's warnings must be a list of texts; correct it")
     taxonomy = parse_taxonomy(header.get("taxonomy"), where)
-    return Manifest(dataset, Path(root), taxonomy, tuple(clips), tuple(warnings))
+    return Manifest(dataset, Path(root), taxonomy, clips, tuple(warnings))
 
 
 def check_columns(names: Iterable[str], where: str) -> None:
@@ -244,7 +302,7 @@ def read_manifest(path: Path) -> Manifest:
             columns[name] = _arrow_values(table.column(name), COLUMNS[name])
             if name in NOT_NULL and None in columns[name]:
                 raise UserError(f"{path}: E_SCHEMA_TYPE column {name} has empty cells; {_REMEDY}")
-        return parse_header(header, str(path), clips_from_columns(columns, table.num_rows))
+        return parse_header(header, str(path), Rows(columns, table.num_rows))
     except (
         pa.ArrowException,
         OSError,
@@ -255,20 +313,6 @@ def read_manifest(path: Path) -> Manifest:
         RecursionError,
     ) as error:
         raise UserError(f"{path}: a damaged manifest ({reason(error)}); {_REMEDY}") from None
-
-
-def clips_from_columns(columns: Mapping[str, Iterable[Any]], n_rows: int) -> tuple[Clip, ...]:
-    """One Clip per row, one field of all rows at a time; a field without a column gets its default.
-
-    The generated __init__ of a frozen class costs 6 us per clip with 36 fields; filling the slots through
-    their descriptors keeps the loops in C and takes a fifth of that.
-    """
-    clips = tuple(object.__new__(Clip) for _ in range(n_rows))
-    for field in fields(Clip):
-        column = columns.get(field.name)
-        values = repeat(field.default, n_rows) if column is None else column
-        deque(map(getattr(Clip, field.name).__set__, clips, values), maxlen=0)
-    return clips
 
 
 def _arrow_type(kind: str) -> Any:

@@ -4,14 +4,14 @@ A plan is data: the runner executes it, the command line prints it. Neither torc
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.clip import KEY_COLUMNS, key_of
 from pipeline.collecting import uncollected
-from pipeline.manifest import Clip, Manifest, clip_key
+from pipeline.manifest import Clip, Manifest
 from pipeline.media import Media
 from pipeline.spec import (
     MotionSpec,
@@ -126,49 +126,68 @@ def contents(stage: Stage | None) -> StageContents:
 
 def with_source(manifest: Manifest, source: str) -> Manifest:
     """The clips that have a video, or those that have skeletons: stages of the other kind leave them alone."""
-    clips = tuple(clip for clip in manifest.clips if clip.path(source))
-    return manifest if len(clips) == len(manifest.clips) else replace(manifest, clips=clips)
+    if all(manifest.column(f"{source}_path")):
+        return manifest
+    return replace(manifest, clips=tuple(clip for clip in manifest.clips if clip.path(source)))
+
+
+def clip_keys(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> list[str | None]:
+    """The content address of every clip, in canonical order; None where its file was not read or cannot be used."""
+    keys = []
+    columns = (manifest.column(name) for name in KEY_COLUMNS[source])
+    for path, *facts in zip(manifest.column(f"{source}_path"), *columns, strict=True):
+        file = media.get(path)
+        sha256 = file.sha256 if file is not None and file.code is None else None
+        keys.append(None if sha256 is None else key_of(source, sha256, *facts))
+    return keys
 
 
 def clip_tasks(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> dict[str, ClipTask]:
     """Clip id -> task, for the clips whose file was read and can be used; in canonical order."""
-    tasks = {}
-    for clip, path in zip(manifest.clips, map(attrgetter(f"{source}_path"), manifest.clips), strict=True):
-        file = media.get(path)
-        if file is None or file.sha256 is None or file.code is not None:
-            continue
-        whole = file.n_frames or UNKNOWN_FRAMES
-        end = whole if clip.end_frame is None else min(clip.end_frame, whole)
-        frames = max(end - (clip.start_frame or 0), 1)
-        key = clip_key(clip, file.sha256, source)
-        tasks[clip.clip_id] = ClipTask(key, clip, frames, file.points or 1)
-    return tasks
+    keys = clip_keys(manifest, media, source)
+    return {
+        clip.clip_id: _task(key, clip, media, source)
+        for key, clip in zip(keys, manifest.clips, strict=True)
+        if key is not None
+    }
+
+
+def _task(key: str, clip: Clip, media: Mapping[str, Media], source: str) -> ClipTask:
+    file = media[clip.path(source) or ""]
+    whole = file.n_frames or UNKNOWN_FRAMES
+    end = whole if clip.end_frame is None else min(clip.end_frame, whole)
+    return ClipTask(key, clip, max(end - (clip.start_frame or 0), 1), file.points or 1)
+
+
+def all_of(holds: Mapping[str, StageContents]) -> StageContents:
+    """The clips that every stage has written, and those that any has given up."""
+    if not holds:
+        return StageContents(frozenset(), frozenset())
+    done = frozenset[str].intersection(*(held.done for held in holds.values()))
+    return StageContents(done, frozenset[str]().union(*(held.quarantined for held in holds.values())))
 
 
 def count_clips(
     manifest: Manifest,
     media: Mapping[str, Media],
-    tasks: Mapping[str, ClipTask],
-    holds: Mapping[str, StageContents],
+    keys: Sequence[str | None],
+    held: StageContents,
     source: str = "video",
 ) -> Counts:
-    """Account for every row of the manifest over the given stages, which read `source`."""
-    keys = [task.key for task in tasks.values()]
-    refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
-    complete = frozenset[str].intersection(*(held.done for held in holds.values())) if holds else frozenset()
-    done = _count(complete - refused, keys)
-    quarantined = _count(refused, keys)
-    for clip in manifest.clips:
-        if clip.clip_id not in tasks:
-            file = media.get(clip.path(source) or "")
-            quarantined += file is not None and file.code is not None
-    total = len(manifest.clips)
+    """Account for every row of the manifest; keys as of `clip_keys`, held as of `all_of` the stages that matter."""
+    done, quarantined = _count(held.done, keys), _count(held.quarantined - held.done, keys)
+    if None in keys:
+        for key, path in zip(keys, manifest.column(f"{source}_path"), strict=True):
+            if key is None:
+                file = media.get(path)
+                quarantined += file is not None and file.code is not None
+    total = len(keys)
     return Counts(total, done, quarantined, total - done - quarantined)
 
 
-def _count(chosen: frozenset[str], keys: Sequence[str]) -> int:
+def _count(chosen: frozenset[str], keys: Iterable[str | None]) -> int:
     """How many of the keys are among the chosen; clips of equal content share a key, and each counts."""
-    return sum(map(chosen.__contains__, keys))
+    return sum(map(chosen.__contains__, keys)) if chosen else 0
 
 
 @uncollected()
@@ -188,31 +207,36 @@ def make_plan(
     manifest = with_source(manifest, spec.source)
     open_stages = {name: open_stage(cache, name, specs[name].key) for name in specs}
     holds = {name: contents(stage) for name, stage in open_stages.items()}
-    tasks = clip_tasks(manifest, media, spec.source)
-    unique: dict[str, ClipTask] = {}
-    for task in tasks.values():
-        unique.setdefault(task.key, task)
-    refused = frozenset[str]().union(*(held.quarantined for held in holds.values()))
-    missing = {name: frozenset(unique.keys() - holds[name].done - refused) for name in stages}
+    keys = clip_keys(manifest, media, spec.source)
+    wanted = {name: holds[name] for name in stages}
+    complete, refused = all_of(wanted).done, all_of(holds).quarantined
+    lacking = [(row, key) for row, key in enumerate(keys) if key is not None and key not in complete]
+    clips = (
+        manifest.clips[:] if 8 * len(lacking) > len(keys) else manifest.clips
+    )  # many are made faster at once
+    tasks: dict[str, ClipTask] = {}
+    for row, key in lacking:
+        if key not in refused and key not in tasks:
+            tasks[key] = _task(key, clips[row], media, spec.source)
+    missing = {name: frozenset(tasks.keys() - held.done) for name, held in wanted.items()}
     jobs = unfinished(cache, manifest.dataset, {name: specs[name].key for name in stages})
-    groups = _group(spec, _unclaimed(unique, jobs), missing, open_stages, shard_clips)
+    groups = _group(spec, _unclaimed(tasks, jobs), missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
-    keys = [task.key for task in tasks.values()]
+    whole = len(keys) - keys.count(None) - len(lacking)  # rows that no stage lacks
     plans = []
-    for name in stages:
-        held = holds[name]
+    for name, held in wanted.items():
         new = missing[name].difference(*(other.done for other in holds.values()))
         state, why = _judge(cache, specs[name], bool(held.done), missing[name], new, previous.get(name))
-        rows = sum(stage_rows(spec, name, unique[key].frames, unique[key].points) for key in missing[name])
-        done, pending = _count(held.done, keys), _count(missing[name], keys)
+        rows = sum(stage_rows(spec, name, tasks[key].frames, tasks[key].points) for key in missing[name])
+        done = whole + sum(key in held.done for _, key in lacking)
+        pending = sum(key in missing[name] for _, key in lacking)
         plans.append(
             StagePlan(
-                name, specs[name].key, state, why, done, len(manifest.clips) - done - pending, pending, rows,
+                name, specs[name].key, state, why, done, len(keys) - done - pending, pending, rows,
                 _logged(cache, jobs, name, specs[name].key, open_stages[name]),
             )
         )  # fmt: skip
-    wanted = {name: holds[name] for name in stages}
-    counts = count_clips(manifest, media, tasks, wanted, spec.source)
+    counts = count_clips(manifest, media, keys, StageContents(complete, refused), spec.source)
     return Plan(manifest.dataset, spec.preset, counts, tuple(plans), jobs, tuple(groups))
 
 

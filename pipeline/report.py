@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import media_path, read_media
-from pipeline.plan import clip_tasks, contents, count_clips, with_source
+from pipeline.plan import all_of, clip_keys, contents, count_clips, with_source
 from pipeline.spec import STAGES
 from pipeline.store.gc import reached
 from pipeline.store.layout import (
@@ -37,15 +37,15 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     videos = record.get("source") != "skeleton" if record else any(clip.video_path for clip in manifest.clips)
     source, own = ("video", STAGES) if videos else ("skeleton", ("skeleton",))
     manifest = with_source(manifest, source)
-    tasks = clip_tasks(manifest, media, source)
-    keys = {task.key for task in tasks.values()}
-    names = {task.key: clip_id for clip_id, task in tasks.items()}
+    rows = clip_keys(manifest, media, source)
+    names = {key: clip_id for key, clip_id in zip(rows, manifest.column("clip_id"), strict=True) if key}
+    keys = names.keys()
     stages: dict[str, Stage | None] = {}
     if record:
         keys_of = record["stages"]
         stages = {name: open_stage(cache, name, keys_of[name]) for name in own if name in keys_of}
     holds = {name: contents(stage) for name, stage in stages.items()}
-    counts = count_clips(manifest, media, tasks, holds, source)
+    counts = count_clips(manifest, media, rows, all_of(holds), source)
     refused: dict[str, dict[str, Any]] = {
         clip.clip_id: {
             "stage": "files",

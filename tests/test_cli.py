@@ -1,6 +1,8 @@
 """The command line as its users meet it: what it prints, what it returns, how it says no."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,52 @@ def test_plan_says_fresh(built_cache: Path) -> None:
     status, out, _ = run("plan", "--dataset", "demo", "--cache", built_cache, "--preset", "demo", "--json")
     assert status == 0
     assert {stage["state"] for stage in json.loads(out)["stages"]} == {"fresh"}
+
+
+def test_dry_run_says_what_plan_says_and_makes_nothing(
+    built_cache: Path, small_world: Path, tmp_path: Path
+) -> None:
+    words = ("--dataset", "demo", "--preset", "demo", "--cache", built_cache)
+    changed = (*words, "--set", "regions.padding=0.17", "--json")
+    status, out, _ = run("build", "--dry-run", *changed)
+    assert (status, out) == (0, run("plan", *changed)[1])
+    stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
+    assert {name: stage["state"] for name, stage in stages.items()} == {
+        "segment": "fresh", "regions": "stale", "semantic": "stale", "motion": "fresh"}  # fmt: skip
+    assert stages["regions"]["why"] == "region padding 0.10 -> 0.17"
+    assert stages["semantic"]["hours"] > 0  # by the rate of the build
+    assert stages["motion"]["hours"] == 0
+    assert (
+        run("build", "--dry-run", *words, "--set", "regions.padding=0.17")[1]
+        .splitlines()[-1]
+        .startswith("total")
+    )
+    cache = tmp_path / "cache"
+    run("dataset", "import", "demo", "--root", small_world, "--cache", cache)
+    status, out, _ = run("build", "--dry-run", "--dataset", "demo", "--preset", "demo", "--cache", cache)
+    assert status == 0
+    assert out.count("never computed") == 4
+    assert not (cache / "stages").exists()
+    assert not (cache / "builds").exists()
+
+
+def test_touched_and_renamed_files_recompute_nothing(
+    built_cache: Path, small_world: Path, tmp_path: Path
+) -> None:
+    """Another folder, other names, other times: the same bytes are the same clips."""
+    cache, root = tmp_path / "cache", tmp_path / "root"
+    shutil.copytree(built_cache, cache)
+    root.mkdir()
+    for number, path in enumerate(sorted(small_world.rglob("*.mp4"))):
+        shutil.copy(path, root / f"{number}.mp4")  # copy sets the time to now
+    run("dataset", "import", "renamed", "--as", "folder", "--root", root, "--cache", cache)
+    for _ in range(2):
+        status, out, _ = run("plan", "--dataset", "renamed", "--preset", "demo", "--cache", cache, "--json")
+        record = json.loads(out)
+        assert (status, record["clips"]["done"], record["clips"]["manifest"]) == (0, 12, 12)
+        assert {stage["state"] for stage in record["stages"]} == {"fresh"}
+        for path in root.iterdir():
+            os.utime(path, (1, 1))
 
 
 def test_import_reports_splits_and_build_is_pending_before(small_world: Path, tmp_path: Path) -> None:

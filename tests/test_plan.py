@@ -11,6 +11,7 @@ from pipeline.errors import ClipError
 from pipeline.manifest import Clip, Manifest
 from pipeline.media import Media
 from pipeline.plan import changes, make_plan, rows_of, shard_rows, stage_rows
+from pipeline.presets import FOLDER, load_recipe
 from pipeline.spec import STAGES, PipelineSpec
 from pipeline.store.layout import ArraySpec, init_cache
 from pipeline.store.records import QuarantineEntry
@@ -92,15 +93,17 @@ def test_built_cache_is_fresh(cache: Path) -> None:
     assert plan.clips.done == 25
 
 
-def test_new_clips_alone_are_computed(cache: Path) -> None:
-    manifest, media = dataset(20)
+def test_one_percent_new_clips_are_one_percent_of_the_work(cache: Path) -> None:
+    manifest, media = dataset(200)
     spec = pipeline_spec()
-    commit(cache, spec, plan_of(cache, manifest, media, spec))
-    manifest, media = dataset(22)
-    plan = plan_of(cache, manifest, media, spec)
+    whole = plan_of(cache, manifest, media, spec, 50)
+    commit(cache, spec, whole)
+    manifest, media = dataset(202)
+    plan = plan_of(cache, manifest, media, spec, 50)
     assert states(plan) == dict.fromkeys(STAGES, "partial")
-    assert [task.clip.clip_id for task in plan.groups[0].clips] == ["clip00020", "clip00021"]
+    assert [task.clip.clip_id for group in plan.groups for task in group.clips] == ["clip00200", "clip00201"]
     assert all(stage.why == "2 clips new" for stage in plan.stages)
+    assert [100 * stage.rows for stage in plan.stages] == [stage.rows for stage in whole.stages]
 
 
 def test_renamed_and_relabelled_clips_recompute_nothing(cache: Path) -> None:
@@ -129,6 +132,17 @@ def test_region_option_leaves_segment_and_motion(cache: Path) -> None:
     assert why["regions"] == "region padding 0.10 -> 0.15"
     assert why["semantic"] == "the regions stage it reads changed"
     assert all(set(group.missing) == {"regions", "semantic"} for group in plan.groups)
+
+
+def test_a_comment_changes_nothing(cache: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text((FOLDER / "demo.yaml").read_text())
+    before = load_recipe(str(preset)).spec
+    preset.write_text("# why\n" + preset.read_text().replace("\n", "  # because\n"))
+    assert load_recipe(str(preset)).spec.stages() == before.stages()
+    manifest, media = dataset(3)
+    commit(cache, before, plan_of(cache, manifest, media, before))
+    assert plan_of(cache, manifest, media, load_recipe(str(preset)).spec).groups == ()
 
 
 def test_changed_weights_are_named() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.clip import CLIP_ID, Clip, shown
 from pipeline.datasets._source import Row, Source
 from pipeline.errors import UserError
-from pipeline.manifest import clips_from_columns
+from pipeline.manifest import Rows
 from pipeline.spec import canonical_json
 from pipeline.taxonomy import Taxonomy, from_labels
 
@@ -73,7 +73,7 @@ def finished(
     ):
         given = columns.get(name, repeat(None, count))
         columns[name] = [default if value is None else value for value in given]
-    return clips_from_columns(columns, count), taxonomy
+    return Rows(columns, count)[:], taxonomy
 
 
 def _cells(columns: Columns, name: str, count: int) -> Iterable[Any]:

@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.manifest import Manifest
@@ -109,7 +109,7 @@ class Board:
 
     def file_is_gone(self, path: str, code: str, reason: str) -> None:
         """Note that a file of the dataset cannot be read any more; the next build looks again."""
-        self.media[path] = replace(self.media[path], code=code, error=reason)
+        self.media[path] = self.media[path]._replace(code=code, error=reason)
         write_media(media_path(self.cache, self.manifest.dataset), self.media)
 
     def _claim(self, group: Group) -> Job | None:

@@ -46,8 +46,9 @@ def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int =
             f"{manifest.root} is not there (root of dataset '{manifest.dataset}'); mount it, or import again "
             f"with `bmoe-cache dataset import {manifest.dataset} --root DIR`"
         )
-    videos = {clip.video_path for clip in manifest.clips if clip.video_path}
-    skeletons = {clip.skeleton_path: clip.skeleton_format for clip in manifest.clips if clip.skeleton_path}
+    videos = set(manifest.column("video_path")) - {None, ""}
+    formats = zip(manifest.column("skeleton_path"), manifest.column("skeleton_format"), strict=True)
+    skeletons = {path: form for path, form in formats if path}
 
     def progress(done: int, total: int) -> None:
         listen(Event("step", "reading files", done, total))
@@ -84,7 +85,7 @@ def plan_dataset(
         raise UserError(f"preset '{recipe.spec.preset}' has no stage {other[0]}; it has {', '.join(has)}")
     manifest = read_manifest(manifest_path(cache, dataset))
     source = recipe.spec.source
-    if not any(clip.path(source) for clip in manifest.clips):
+    if not any(manifest.column(f"{source}_path")):
         other_way = "with --preset skeleton" if source == "video" else "with a preset of encoders"
         raise UserError(f"'{dataset}' has no clip with a {source}; build it {other_way}")
     media = read_files(cache, manifest, listen)

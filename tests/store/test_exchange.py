@@ -300,7 +300,7 @@ def test_declared_facts_are_plain(tmp_path: Path, text: str) -> None:
 def test_clips_with_equal_content_are_imported_once(cache: Path, tmp_path: Path) -> None:
     path = manifest_path(cache, "demo").with_suffix(".media.parquet")
     media = read_media(path)
-    media["c01.mp4"] = replace(media["c01.mp4"], sha256=media["c00.mp4"].sha256)
+    media["c01.mp4"] = media["c01.mp4"]._replace(sha256=media["c00.mp4"].sha256)
     write_media(path, media)
     for name in ("c00", "c01"):
         np.save(tmp_path / f"{name}.npy", np.ones((2, 3), np.float32))
