@@ -131,8 +131,9 @@ app.command()(project)
 def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
     """Account for every clip: done, quarantined with its reason, or pending; what each stage holds."""
     from pipeline.report import describe
+    from pipeline.store.workplace import view
 
-    record = describe(cache, dataset)
+    record = describe(view(cache), dataset)
     lines = [_clips_line(dataset, record["clips"])]
     for name, stage in record["stages"].items():
         rate = f"{stage['clips_per_s']} clips/s" if stage["clips_per_s"] else ""
@@ -192,8 +193,10 @@ def _plan(
     from pipeline.estimate import plan_costs, plan_text
     from pipeline.presets import load_recipe
     from pipeline.run.build import plan_dataset, plan_record
+    from pipeline.store.workplace import view
 
     recipe = load_recipe(preset, weights, overrides)
+    cache = view(cache)
     planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
     record = plan_record(planned) | plan_costs(planned, recipe.spec, cache)
     show(as_json, record, "\n".join([_clips_line(dataset, record["clips"]), *plan_text(record)]))
@@ -214,9 +217,11 @@ def _build(
     from pipeline.presets import load_recipe
     from pipeline.run.build import build as run_build
     from pipeline.run.build import plan_record
+    from pipeline.store.workplace import workplace
 
     recipe = load_recipe(preset, weights, overrides)
-    result = run_build(cache, dataset, recipe, stages, listener(as_json), workers)
+    with workplace(cache, listener(as_json)) as folder:
+        result = run_build(folder, dataset, recipe, stages, listener(as_json), workers)
     record = {
         **plan_record(result.before),
         "clips": asdict(result.clips),

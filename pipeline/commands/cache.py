@@ -11,8 +11,9 @@ from pipeline.commands.common import Cache, Dataset, Json, listener, show
 def ls(cache: Cache, as_json: Json = False) -> None:
     """List the stages of a cache: clips, size, and the builds that use them."""
     from pipeline.report import list_stages
+    from pipeline.store.workplace import view
 
-    stages = list_stages(cache)
+    stages = list_stages(view(cache))
     lines = [
         f"{s['stage']:<9} {s['key'][:16]}  {s['clips']:>7} clips {s['rows']:>9} rows {s['bytes'] / 1e6:>10.1f} MB  "
         f"{s['created']}  {', '.join(s['used_by']) or 'used by no build'}"
@@ -32,8 +33,9 @@ def failures(
     """List the clips in quarantine and why; --retry lets the next build try them again."""
     from pipeline.report import describe
     from pipeline.report import retry as retry_clips
+    from pipeline.store.workplace import view, workplace
 
-    report = describe(cache, dataset)
+    report = describe(view(cache), dataset)
     lines = [
         f"{q['code']:<16} {q['clip_id']} ({q['stage']}, {q['decoder'] or 'no decoder'}, {q['attempts']} attempts): "
         f"{q['message']}"
@@ -41,7 +43,10 @@ def failures(
     ]
     counts = ", ".join(f"{n} {code}" for code, n in report["codes"].items())
     lines.append(f"{dataset}: {len(report['quarantine'])} clips in quarantine{counts and ': '}{counts}")
-    retried = retry_clips(cache, dataset) if retry and report["preset"] else 0
+    retried = 0
+    if retry and report["preset"]:
+        with workplace(cache) as folder:
+            retried = retry_clips(folder, dataset)
     if retry:
         lines.append(f"{retried} clips are tried again by the next build")
     record = {

@@ -30,7 +30,9 @@ class Group(TyperGroup):
             sys.exit(130)
 
 
-Cache = Annotated[Path, typer.Option("--cache", help="Folder of the cache.", envvar="BMOE_CACHE")]
+Cache = Annotated[
+    Path, typer.Option("--cache", help="Folder of the cache, or s3://bucket/cache.", envvar="BMOE_CACHE")
+]
 Dataset = Annotated[str, typer.Option("--dataset", help="Name the dataset was imported under.")]
 Preset = Annotated[str, typer.Option("--preset", help="Encoders and options: manifests/presets, or a .yaml.")]
 Set = Annotated[

@@ -57,12 +57,14 @@ def dataset_import(
     from pipeline.datasets import import_dataset
     from pipeline.manifest import manifest_path, write_manifest
     from pipeline.store.layout import init_cache
+    from pipeline.store.workplace import workplace
     from pipeline.summary import rows_by_split, rows_text
 
     manifest = import_dataset(name, root, adapter, overrides or ())
-    init_cache(cache)
-    path = manifest_path(cache, name)
-    write_manifest(manifest, path)
+    with workplace(cache) as folder:
+        init_cache(folder)
+        path = manifest_path(folder, name)
+        write_manifest(manifest, path)
     splits = rows_by_split(manifest.clips)
     record = {
         "dataset": name,

@@ -73,12 +73,13 @@ def _import(source: "Source", dataset: str, cache: Path, facts: Path, as_json: b
     from pipeline.manifest import manifest_path, read_manifest
     from pipeline.run.build import read_files
     from pipeline.store.imports import import_features, load_declared
+    from pipeline.store.workplace import workplace
 
     declared = load_declared(facts)
-    read_files(
-        cache, read_manifest(manifest_path(cache, dataset)), listener(as_json)
-    )  # gives clips their address
-    record = import_features(cache, dataset, source, declared, listener(as_json))
+    with workplace(cache, listener(as_json)) as folder:
+        # gives clips their address
+        read_files(folder, read_manifest(manifest_path(folder, dataset)), listener(as_json))
+        record = import_features(folder, dataset, source, declared, listener(as_json))
     text = (
         f"{record['clips']} clips -> {record['path']}; {record['refused']} refused, {record['missing']} clips have no "
         f"file, {record['unknown']} files no clip"

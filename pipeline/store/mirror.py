@@ -6,15 +6,14 @@ here: the checksum in the receipt does, since a hole reads as zeros. So a kill, 
 harm, what was fetched once is read from disk at the speed of a local cache, and nothing wrong is ever handed out.
 """
 
-import os
 import zlib
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 from pipeline.store import atomic, shard
 from pipeline.store.layout import ArraySpec
 from pipeline.store.remote import AT_ONCE, Remote
+from pipeline.store.workplace import home
 
 Range = tuple[Path, int, int]  # a shard file of the mirror, first byte, last byte (half open)
 
@@ -24,8 +23,7 @@ class Mirror:
 
     def __init__(self, url: str) -> None:
         self.remote = Remote(url)
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.root = home / "bmoe-cache" / "remote" / sha256(url.encode()).hexdigest()[:16]
+        self.root = home("remote", url)
         files = self.remote.inventory()
         records = {name: crc32 for name, (_, crc32) in files.items() if crc32 is not None}
         stale = [name for name, crc32 in records.items() if self._crc32(name) != crc32]

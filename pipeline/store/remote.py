@@ -161,25 +161,29 @@ def push(root: Path, url: str, listen: Listener = silent) -> dict[str, Any]:
     }
 
 
-def pull(url: str, root: Path, listen: Listener = silent) -> dict[str, Any]:
+def pull(url: str, root: Path, listen: Listener = silent, replace: bool = False) -> dict[str, Any]:
     """Copy what a local cache lacks of a remote one; root may be a new folder. Killed, the next pull goes on.
 
-    Clip tables that are here already stay: they know where the videos are on this machine. Returns {"url",
-    "shards": copied}. Raises UserError as `push` does.
+    Clip tables that are here already stay, unless replace: they know where the videos are on this machine. Returns
+    {"url", "shards": copied}. Raises UserError as `push` does.
     """
     remote = Remote(url)
     names = remote.names()
     if "cache.json" not in names:
         raise UserError(f"{url} is not a cache; `bmoe-cache push` makes one")
     layout.init_cache(root)
-    return {"url": url, "shards": transfer(remote, Folder(root), listen, replace=False)}
+    return {"url": url, "shards": transfer(remote, Folder(root), listen, replace)}
 
 
-def transfer(source: Files, target: Files, listen: Listener, replace: bool) -> int:
+def transfer(
+    source: Files, target: Files, listen: Listener, replace: bool, same: set[str] | None = None
+) -> int:
     """Copy the shards that target lacks, each checked, and the tables; with replace also tables that target has.
 
-    Returns the number of shards copied.
+    Returns the number of shards copied. `same` are receipts known to be alike, which are not compared; it grows by
+    those found or made so.
     """
+    same = set() if same is None else same
     mine, theirs = source.names(), target.names()
     stages = sorted({found["stage"] for name in mine if (found := _NAME.fullmatch(name)) and found["stage"]})
     total = sum(len(_receipts(mine, stage)) for stage in stages)
@@ -187,7 +191,7 @@ def transfer(source: Files, target: Files, listen: Listener, replace: bool) -> i
     for stage in stages:
         info = _join(source, target, stage, theirs)
         here, there = _receipts(mine, stage), _receipts(theirs, stage)
-        both = sorted(here.keys() & there.keys())
+        both = sorted(number for number in here.keys() & there.keys() if here[number] not in same)
         ours, others = (files.read([here[number] for number in both]) for files in (source, target))
         for number, one, other in zip(both, ours, others, strict=True):
             if one != other:
@@ -199,7 +203,8 @@ def transfer(source: Files, target: Files, listen: Listener, replace: bool) -> i
             _copy_shard(source, target, info, number)
             copied += 1
             listen(Event("step", "copying", done + copied, total))
-        done += len(both)
+        done += len(here.keys() & there.keys())
+        same.update(here.values())
         _set_length(target, info, max([*here, *there], default=-1) + 1)
     for name in sorted(mine):
         if name.startswith(("builds/", "manifests/")) or name.endswith("/quarantine.jsonl"):
