@@ -14,11 +14,16 @@ from pipeline.commands import weights as weights_commands
 from pipeline.commands.common import (
     Cache,
     Dataset,
+    Decoders,
+    Executor,
     Group,
     Json,
+    Memory,
     Preset,
+    Scheduler,
     SegmentStride,
     Set,
+    Slurm,
     Weights,
     Workers,
     all_overrides,
@@ -79,7 +84,12 @@ def build(
     weights: Weights = None,
     overrides: Set = None,
     segment_stride: SegmentStride = None,
-    workers: Workers = 2,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    decoders: Decoders = 2,
+    memory: Memory = "8GiB",
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, as `plan`.")
     ] = False,
@@ -89,7 +99,8 @@ def build(
     changes = all_overrides(overrides, segment_stride)
     if dry_run:
         return _plan(dataset, cache, preset, weights, changes, as_json)
-    _build(dataset, cache, preset, weights, changes, workers, as_json, None)
+    how = (executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, how, as_json, None)
 
 
 @app.command()
@@ -100,12 +111,18 @@ def segment(
     weights: Weights = None,
     overrides: Set = None,
     segment_stride: SegmentStride = None,
-    workers: Workers = 2,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    decoders: Decoders = 2,
+    memory: Memory = "8GiB",
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
     as_json: Json = False,
 ) -> None:
     """Only the segment stage: part labels of every clip."""
     changes = all_overrides(overrides, segment_stride)
-    _build(dataset, cache, preset, weights, changes, workers, as_json, ("segment",))
+    how = (executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, how, as_json, ("segment",))
 
 
 @app.command()
@@ -116,12 +133,18 @@ def extract(
     weights: Weights = None,
     overrides: Set = None,
     segment_stride: SegmentStride = None,
-    workers: Workers = 2,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    decoders: Decoders = 2,
+    memory: Memory = "8GiB",
+    scheduler: Scheduler = None,
+    slurm: Slurm = None,
     as_json: Json = False,
 ) -> None:
     """Regions, semantic and motion features, after `segment`."""
     changes = all_overrides(overrides, segment_stride)
-    _build(dataset, cache, preset, weights, changes, workers, as_json, ("regions", "semantic", "motion"))
+    how = (executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, how, as_json, ("regions", "semantic", "motion"))
 
 
 app.command()(project)
@@ -208,7 +231,7 @@ def _build(
     preset: str,
     weights: Path | None,
     overrides: list[str],
-    workers: int,
+    how: tuple[str, int | None, int, str, str | None, Path | None],
     as_json: bool,
     stages: tuple[str, ...] | None,
 ) -> None:
@@ -217,11 +240,15 @@ def _build(
     from pipeline.presets import load_recipe
     from pipeline.run.build import build as run_build
     from pipeline.run.build import plan_record
+    from pipeline.run.crew import Running
+    from pipeline.sizes import parse_size
     from pipeline.store.workplace import workplace
 
+    executor, workers, decoders, memory, scheduler, slurm = how
+    running = Running(executor, workers, decoders, parse_size(memory), scheduler, slurm)
     recipe = load_recipe(preset, weights, overrides)
     with workplace(cache, listener(as_json)) as folder:
-        result = run_build(folder, dataset, recipe, stages, listener(as_json), workers)
+        result = run_build(folder, dataset, recipe, stages, listener(as_json), running)
     record = {
         **plan_record(result.before),
         "clips": asdict(result.clips),

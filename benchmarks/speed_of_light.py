@@ -34,6 +34,7 @@ from pipeline.plan import clip_tasks
 from pipeline.presets import Recipe, load_recipe, read_preset, unweighted_spec
 from pipeline.run.board import Board
 from pipeline.run.build import build, plan_dataset
+from pipeline.run.crew import Running
 from pipeline.run.engine import NEEDS_FRAMES
 from pipeline.run.worker import Worker
 from pipeline.stages.work import Work
@@ -103,7 +104,7 @@ def make_recipe(stage: str, preset: str, overrides: list[str], weights: Path) ->
 def measure(cache: Path, recipe: Recipe, stage: str, rounds: int, workers: int) -> dict[str, Any]:
     """One stage: rows are what its model sees, one view of a window for the semantic stage."""
     if stage == "semantic":
-        build(cache, "bench", recipe, ("segment", "regions"), workers=workers)
+        build(cache, "bench", recipe, ("segment", "regions"), running=Running(decoders=workers))
     plan, manifest, media = plan_dataset(cache, "bench", recipe, (stage,))
     tasks = clip_tasks(manifest, media).values()
     spec: Any = recipe.spec.stages()[stage]

@@ -45,7 +45,16 @@ SegmentStride = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Folder of weights files, or the file where one is wanted.")
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Decode processes.")]
+Executor = Annotated[
+    str, typer.Option("--executor", help="Who computes: serial (this process), process, or dask.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Workers of the executor; default one a GPU, else 2.")
+]
+Decoders = Annotated[int, typer.Option("--decoders", min=1, help="Decode processes, of each worker.")]
+Memory = Annotated[str, typer.Option("--memory", help="Memory of each worker, see docs/running.md.")]
+Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
+Slurm = Annotated[Path | None, typer.Option("--slurm", help="YAML of the SLURM jobs that are Dask workers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

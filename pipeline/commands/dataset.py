@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.common import Cache, Json, Workers, listener, show
+from pipeline.commands.common import Cache, Decoders, Json, listener, show
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Describe, import and check clip tables.")
 CORES = os.cpu_count() or 1
@@ -86,7 +86,7 @@ def dataset_validate(
     cache: Cache,
     deep: Annotated[bool, typer.Option("--deep", help="Also hash and decode every file; resumes.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
-    workers: Workers = CORES,
+    decoders: Decoders = CORES,
     as_json: Json = False,
 ) -> None:
     """Check an imported dataset; exit status 2 when it has errors."""
@@ -95,7 +95,7 @@ def dataset_validate(
     from pipeline.validate import validate
 
     manifest = read_manifest(manifest_path(cache, name))
-    extra = deep_problems(cache, manifest, workers, listener(as_json)) if deep else ()
+    extra = deep_problems(cache, manifest, decoders, listener(as_json)) if deep else ()
     report = validate(manifest, extra)
     failed = report.errors > 0 or (strict and report.warnings > 0)
     record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,

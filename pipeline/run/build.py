@@ -1,27 +1,24 @@
 """Run a plan to its end: read the files, compute what is missing shard by shard, account for every clip."""
 
 import resource
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.events import Event, Listener
+from pipeline.events import Event, EventFile, Follower, Listener, Pace, both
 from pipeline.manifest import Manifest, manifest_path, read_manifest
 from pipeline.media import Media, index_folder, media_path, read_media, scan, write_media
-from pipeline.plan import Counts, Plan, clip_tasks, contents, make_plan
+from pipeline.plan import Counts, Plan, contents, make_plan
 from pipeline.presets import Recipe
 from pipeline.run.board import Board
-from pipeline.run.worker import Worker, heal_length
-from pipeline.store.layout import build_path, check_cache, load_build
+from pipeline.run.crew import Running, WorkerSpec, add_up, make_crew, run_jobs
+from pipeline.run.worker import ShardResult, heal_length
+from pipeline.store.layout import build_path, check_cache, events_path, load_build
 from pipeline.store.writer import open_stage, write_build
 
-if TYPE_CHECKING:  # imports torch, and planning must not
-    from pipeline.stages.work import Work
-
-POLL_S = 1.0  # seconds between two looks at what other builds do
+SERIAL = Running()
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def build(
     recipe: Recipe,
     stages: Sequence[str] | None = None,
     listen: Listener = lambda _: None,
-    workers: int = 2,
+    running: Running = SERIAL,
 ) -> BuildResult:
     """Compute the given stages of a dataset (None: all of the preset), together with other builds of this cache.
 
@@ -112,17 +109,17 @@ def build(
     _check_labels(before, cache, recipe)
     _record(cache, dataset, recipe, {})
     computed, rows = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
-    seconds: Mapping[str, float] = {}
+    seconds: dict[str, float] = {}
     board = Board(cache, recipe, stages, manifest, media)
     if not board.done:
-        needed = [stage.stage for stage in before.stages if stage.pending]
-        tasks = clip_tasks(manifest, media, recipe.spec.source).values()
-        progress = _Progress(board, listen)
-        with Worker(cache, manifest.root, tasks, recipe, needed, workers, listen, progress.passed) as worker:
-            run_serial(board, worker, computed, rows, progress)
-            seconds = dict(worker.seconds)
-            made = {name: (clips, rows[name]) for name, clips in computed.items()}
-            made["decode"] = (max(computed.values()), worker.frames)
+        frames = 0
+        for result in _results(board, recipe, running, listen):
+            add_up(computed, result.clips)
+            add_up(rows, result.rows)
+            add_up(seconds, result.seconds)
+            frames += result.frames
+        made = {name: (clips, rows[name]) for name, clips in computed.items()}
+        made["decode"] = (max(computed.values()), frames)
         rates = {
             name: {"clips": clips, "rows": count, "seconds": round(seconds[name], 6)}
             for name, (clips, count) in made.items()
@@ -135,48 +132,25 @@ def build(
     return BuildResult(before, board.plan.clips, computed, seconds)
 
 
-def run_serial(
-    board: Board, worker: Worker, computed: dict[str, int], rows: dict[str, int], progress: "_Progress"
-) -> None:
-    """Run jobs until none is left, here or in other builds; adds up clips and rows by stage."""
-    while True:
-        ticket = board.take()
-        if ticket is not None:
-            result = worker.run_shard(ticket)
-            for stage, clips in result.clips.items():
-                computed[stage] += clips
-                rows[stage] += result.rows[stage]
-            for path, (code, reason) in result.gone.items():
-                board.file_is_gone(path, code, reason)
-        elif board.done:
-            return
-        else:
-            progress.waits()
-            time.sleep(POLL_S)
+def _results(board: Board, recipe: Recipe, running: Running, listen: Listener) -> Iterator[ShardResult]:
+    """Run the jobs of a board, and tell of it: to the listener and to the file of events."""
+    pending = {stage.stage: stage.pending for stage in board.plan.stages if stage.pending}
+    path = events_path(board.cache, board.manifest.dataset)
+    with EventFile(path) as file, Follower(path) as others:
+        tell = both(listen, file)
+        pace = Pace(tell, _to_do(board.plan), pending)
 
+        def tick() -> None:
+            for event in others:
+                if event.who != file.who and event.kind != "step":
+                    (pace if event.kind == "work" else listen)(event)
 
-class _Progress:
-    """Tells how many of the clips that were pending are through, here or in other builds."""
-
-    def __init__(self, board: Board, listen: Listener) -> None:
-        self.board, self.listen = board, listen
-        self.total = _to_do(board.plan)
-        self.here = 0  # clips through since `plan` was made
-        self.plan = board.plan
-        self.waiting = False
-
-    def passed(self, _: "Work") -> None:
-        if self.plan is not self.board.plan:
-            self.plan, self.here = self.board.plan, 0
-        self.here += 1
-        done = self.total - _to_do(self.plan) + self.here
-        self.listen(Event("step", "building", max(0, min(done, self.total)), self.total))
-
-    def waits(self) -> None:
-        if not self.waiting:
-            self.waiting = True
-            text = "the rest is being computed by other builds; waiting for them"
-            self.listen(Event("note", "building", text=text))
+        spec = WorkerSpec(
+            board.cache.absolute(), board.manifest.dataset, recipe, tuple(pending), running.decoders, running.memory,
+            path.absolute(),
+        )  # fmt: skip
+        with make_crew(spec, running, pace) as crew:
+            yield from run_jobs(board, crew, tell, tick)
 
 
 def _to_do(plan: Plan) -> int:

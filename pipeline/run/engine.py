@@ -20,13 +20,13 @@ from pipeline.plan import Group
 from pipeline.presets import Recipe
 from pipeline.regions import Boxes
 from pipeline.run.compiled import compile_encoder, prepare_compiler
+from pipeline.sizes import MEMORY
 from pipeline.stages import motion, regions, segment, semantic
 from pipeline.stages.tokens import Projection, load_projection
 from pipeline.stages.work import Work
 from pipeline.store.layout import ArraySpec
 from pipeline.store.reader import Cache, StageReader
 
-MEMORY = 8 << 30  # bytes, where nobody says otherwise; half of it for frames
 NEEDS_FRAMES = ("segment", "semantic", "motion")
 
 

@@ -25,6 +25,7 @@ from pipeline.plan import ClipTask, Group
 from pipeline.presets import Recipe
 from pipeline.run.board import Ticket
 from pipeline.run.provenance import provenance
+from pipeline.sizes import MEMORY
 from pipeline.store import lease
 from pipeline.store.jobs import (
     Job,
@@ -60,6 +61,8 @@ class ShardResult:
         shards: stage -> number of the shard committed, by this call.
         clips, rows: stage -> what was computed by this call, not taken from a log.
         gone: path of a source file that vanished -> code and reason; its clips stay pending.
+        seconds: own time by layer, as `Engine.seconds`.
+        frames: decoded.
     """
 
     job: int
@@ -68,6 +71,8 @@ class ShardResult:
     clips: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     gone: dict[str, tuple[str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
 
 
 class Worker(AbstractContextManager["Worker"]):
@@ -86,10 +91,11 @@ class Worker(AbstractContextManager["Worker"]):
         workers: int = 2,
         listen: Listener = silent,
         on_clip: "Callable[[Work], None]" = lambda _: None,
+        memory: int = MEMORY,
     ) -> None:
         self.cache, self.root, self.recipe, self.stages = cache, root, recipe, tuple(stages)
         self.tasks = {task.key: task for task in tasks}
-        self.workers, self.listen, self.on_clip = workers, listen, on_clip
+        self.workers, self.listen, self.on_clip, self.memory = workers, listen, on_clip, memory
         self._engine: Engine | SkeletonEngine | None = None
 
     def __exit__(self, *details: object) -> None:
@@ -101,7 +107,7 @@ class Worker(AbstractContextManager["Worker"]):
         """The encoders and decoders; opened when first asked for, since torch takes seconds."""
         if self._engine is None:
             self._engine = _open_engine(
-                self.cache, self.root, self.recipe, self.stages, self.workers, self.listen
+                self.cache, self.root, self.recipe, self.stages, self.workers, self.listen, self.memory
             )
         return self._engine
 
@@ -319,7 +325,13 @@ def _last_known(job: Job, start: int, tasks: Mapping[str, ClipTask]) -> frozense
 
 
 def _open_engine(
-    cache: Path, root: Path, recipe: Recipe, needed: Sequence[str], workers: int, listen: Listener
+    cache: Path,
+    root: Path,
+    recipe: Recipe,
+    needed: Sequence[str],
+    workers: int,
+    listen: Listener,
+    memory: int,
 ) -> "Engine | SkeletonEngine":
     """Imported only when there is work: torch and the encoders take seconds."""
     if recipe.spec.source == "skeleton":
@@ -328,4 +340,4 @@ def _open_engine(
         return SkeletonEngine(root)
     from pipeline.run.engine import Engine
 
-    return Engine(cache, root, recipe, needed, workers, listen)
+    return Engine(cache, root, recipe, needed, workers, listen, memory)

@@ -3,6 +3,7 @@
     CACHE/cache.json                             format version
     CACHE/manifests/                             clip tables (pipeline.manifest, pipeline.media)
     CACHE/builds/<dataset>.json                  which stage keys the last build of a dataset used
+    CACHE/builds/<dataset>.events.jsonl          what builds told while they ran; no result depends on it
     CACHE/stages/<stage>/<key16>/stage.json      facts, full key, arrays, shard_rows, provenance
                                 /features.zarr/  Zarr v3 group, one shard file per array and shard
                                 /receipts/<k>.json   THE TRUTH: a shard without a receipt does not exist
@@ -95,6 +96,11 @@ def check_cache(root: Path) -> None:
 def build_path(root: Path, dataset: str) -> Path:
     """CACHE/builds/<dataset>.json. Raises UserError when dataset is no plain name."""
     return root / "builds" / f"{check_dataset_name(dataset)}.json"
+
+
+def events_path(root: Path, dataset: str) -> Path:
+    """CACHE/builds/<dataset>.events.jsonl, what builds of a dataset tell while they run (pipeline.events)."""
+    return build_path(root, dataset).with_suffix(".events.jsonl")
 
 
 def check_build(record: Mapping[str, Any]) -> None:

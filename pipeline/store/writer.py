@@ -231,9 +231,7 @@ class ShardBuilder:
         """Whether a clip of n_rows still fits: clips never straddle two shards."""
         return self._rows + n_rows <= self._stage.shard_rows
 
-    def add(
-        self, clip_key: str, clip_id: str, arrays: Mapping[str, Rows], facts: Mapping[str, Any]
-    ) -> None:
+    def add(self, clip_key: str, clip_id: str, arrays: Mapping[str, Rows], facts: Mapping[str, Any]) -> None:
         """Add a clip: arrays as `encode_rows` takes them, facts are JSON values.
 
         When this raises, the shard is as before. Raises what `encode_rows` raises, and ValueError when the clip is

@@ -96,7 +96,7 @@ def test_validate_exit_status(tmp_path: Path) -> None:
         line.startswith("E_MISSING_FILE train_list.txt:2 mine:train:b: ") for line in found["problems"]
     )
     assert run("validate", "mine", "--cache", cache)[0] == 2
-    status, out, _ = run("validate", "mine", "--cache", cache, "--deep", "--workers", "1")
+    status, out, _ = run("validate", "mine", "--cache", cache, "--deep", "--decoders", "1")
     assert status == 2
     assert "E_NOT_A_VIDEO train_list.txt:1 mine:train:a: " in out
 

@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     clips = [replace(GOOD, clip_id=f"c{i}", video_path=f"{i}.mp4") for i in range(4)]
     init_cache(cache)
     write_manifest(Manifest("tiny", videos, TAXONOMY, tuple(clips)), manifest_path(cache, "tiny"))
-    words = ["dataset", "validate", "tiny", "--deep", "--workers", "1", "--cache", str(cache)]
+    words = ["dataset", "validate", "tiny", "--deep", "--decoders", "1", "--cache", str(cache)]
     running = subprocess.Popen(
         [sys.executable, "-c", "import cli; cli.app()", *words], stdout=subprocess.DEVNULL
     )

@@ -44,3 +44,13 @@ def receipts(cache: Path, dataset: str, stage: str) -> dict[str, dict[str, Any]]
     reader = Cache(cache)
     found = reader.stage(stage, reader.builds(dataset)["stages"][stage])
     return {rows.clip_id: dict(rows.facts) for rows in found.clips.values()}
+
+
+def made_files(cache: Path) -> dict[str, bytes]:
+    """Every file of the stages, but for those that say when and where a stage was made."""
+    told = ("stage.json", "features.zarr/zarr.json")
+    return {
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in cache.glob("stages/**/*")
+        if path.is_file() and not str(path).endswith(told)
+    }

@@ -1,0 +1,96 @@
+"""What Dask costs over plain calls, on jobs of about a second, and what a second worker brings.
+
+    python -m benchmarks.dask_overhead [--jobs 16] [--clips 4] [--out]
+
+The same jobs (all stages of the demo preset), each time from nothing to committed shards: in this process, on one Dask
+worker, on two. Encoders are loaded before the clock starts; every worker computes with one thread and has one decoder.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from distributed import Nanny, Scheduler, SpecCluster
+
+from benchmarks.harness import arguments, race, ratio, report
+from benchmarks.memory import make_cache
+from pipeline.events import EventFile, silent
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.media import media_path, read_media
+from pipeline.presets import load_recipe
+from pipeline.run.board import Board
+from pipeline.run.build import read_files
+from pipeline.run.crew import Crew, SerialCrew, WorkerSpec, run_jobs
+from pipeline.run.dask_crew import DaskCrew
+from pipeline.store.layout import events_path
+
+
+def cluster(workers: int) -> SpecCluster:
+    """Dask workers of one thread each."""
+    options = {"nthreads": 1, "memory_limit": 0}
+    spec = {place: {"cls": Nanny, "options": options} for place in range(workers)}
+    return SpecCluster(
+        spec, {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=4, help="clips of a job")
+    parser.add_argument("--folder", type=Path, default=Path("build/dask_overhead"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    clips = options.jobs * options.clips
+    cache = make_cache(options.folder, clips).absolute()
+    manifest = read_manifest(manifest_path(cache, "demo"))
+    read_files(cache, manifest, silent)
+    media = read_media(media_path(cache, "demo"))
+    recipe = load_recipe("demo", overrides=[f"run.shard_clips={options.clips}"])
+    stages = tuple(recipe.spec.stages())
+    events = events_path(cache, "demo")
+    with EventFile(events):  # so that there is one
+        pass
+    spec = WorkerSpec(cache, "demo", recipe, stages, 1, 1 << 30, events)
+
+    def run(crew: Crew) -> Callable[[], int]:
+        def jobs() -> int:
+            for folder in ("stages", "jobs"):
+                shutil.rmtree(cache / folder, ignore_errors=True)
+            board = Board(cache, recipe, stages, manifest, media)
+            return sum(result.clips["motion"] for result in run_jobs(board, crew, silent, lambda: None))
+
+        return jobs
+
+    with contextlib.ExitStack() as stack:
+        serial = stack.enter_context(SerialCrew(spec, silent))
+        crews = {
+            f"dask{count}": stack.enter_context(
+                DaskCrew(spec, count, scheduler=stack.enter_context(cluster(count)).scheduler_address)
+            )
+            for count in (1, 2)
+        }
+        contenders = {"serial": run(serial), **{name: run(crew) for name, crew in crews.items()}}
+        times = race(contenders, clips, options.rounds)
+    report(
+        "dask_overhead",
+        {
+            "jobs": options.jobs,
+            "clips": clips,
+            "job_seconds": round(times["serial"].seconds / options.jobs, 3),
+            **{name: timing.record(clips) for name, timing in times.items()},
+            "dask_over_serial": ratio(times["dask1"], times["serial"]),
+            "wanted_at_most": 1.02,
+            "two_workers": ratio(times["dask1"], times["dask2"]),
+            "two_workers_wanted": 1.8,
+            "cores": os.cpu_count(),
+        },
+        options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Peak memory of a build of 50 and of 500 demo clips: it must not grow with the number of clips.
+
+    python -m benchmarks.memory [--small 50 --large 500] [--memory 1GiB] [--out]
+
+Memory is that of the whole tree of processes (the build and its decoders), added up 20 times a second: resident pages,
+where shared ones count for each process that has them (rss), and where they are divided among those (pss).
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.harness import arguments, report
+from pipeline.datasets import import_dataset
+from pipeline.demo.world import plan_world, render_world
+from pipeline.manifest import manifest_path, write_manifest
+from pipeline.store.layout import init_cache
+
+CLASSES = 12
+EVERY_S = 0.05
+
+
+def make_cache(folder: Path, clips: int) -> Path:
+    """A cache whose dataset is so many rendered clips, half of them train; rendered ones are kept."""
+    per_class = -(-clips // (2 * CLASSES))
+    plans = plan_world(per_class={"train": per_class, "val": per_class})[:clips]
+    world, cache = folder / f"world{clips}", folder / f"cache{clips}"
+    render_world(world, plans)
+    init_cache(cache)
+    write_manifest(import_dataset("demo", world), manifest_path(cache, "demo"))
+    return cache
+
+
+def measure(cache: Path, clips: int, memory: str) -> dict[str, Any]:
+    """Build it in a process of its own; SystemExit when a clip is missing."""
+    command = [sys.executable, "-m", "cli", "build", "--dataset", "demo", "--cache", str(cache)]
+    command += ["--preset", "demo", "--memory", memory, "--set", "run.shard_clips=25", "--json"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = {"rss": 0, "pss": 0}
+    most = 0
+    while process.poll() is None:
+        found = [use for one in _tree(process.pid) if (use := _memory(one))]
+        most = max(most, len(found))
+        peak = {kind: max(size, sum(use[kind] for use in found)) for kind, size in peak.items()}
+        time.sleep(EVERY_S)
+    assert process.stdout
+    done = json.loads(process.stdout.read())["clips"]["done"]
+    if done != clips:
+        raise SystemExit(f"{done} of {clips} clips are done: the numbers mean nothing")
+    return {
+        "clips": clips, "seconds": round(time.perf_counter() - began, 1), "processes": most,
+        **{f"peak_{kind}_mib": round(size / 2**20, 1) for kind, size in peak.items()},
+    }  # fmt: skip
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory(process: psutil.Process) -> dict[str, int] | None:
+    try:
+        full = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return None
+    return {"rss": full.rss, "pss": full.pss}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--small", type=int, default=50)
+    parser.add_argument("--large", type=int, default=500)
+    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--folder", type=Path, default=Path("build/memory"))
+    options = parser.parse_args()
+    sides = {}
+    for name in ("small", "large"):
+        clips = getattr(options, name)
+        cache = make_cache(options.folder, clips)
+        sides[name] = measure(cache, clips, options.memory)
+        shutil.rmtree(cache)
+    ratios = {
+        f"{kind}_ratio": round(sides["large"][f"peak_{kind}_mib"] / sides["small"][f"peak_{kind}_mib"], 3)
+        for kind in ("rss", "pss")
+    }
+    report("memory", {"budget": options.memory, **sides, **ratios, "wanted_at_most": 1.1}, options.out)
+
+
+if __name__ == "__main__":
+    main()
