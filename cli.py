@@ -154,10 +154,11 @@ app.command()(project)
 def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
     """Account for every clip: done, quarantined with its reason, or pending; what each stage holds."""
     from pipeline.report import describe
+    from pipeline.store.flight import flight_text
     from pipeline.store.workplace import view
 
     record = describe(view(cache), dataset)
-    lines = [_clips_line(dataset, record["clips"])]
+    lines = [_clips_line(dataset, record["clips"]), *flight_text(record["in_flight"])]
     for name, stage in record["stages"].items():
         rate = f"{stage['clips_per_s']} clips/s" if stage["clips_per_s"] else ""
         size = f"{stage['bytes'] / 1e6:.1f} MB"
@@ -216,13 +217,16 @@ def _plan(
     from pipeline.estimate import plan_costs, plan_text
     from pipeline.presets import load_recipe
     from pipeline.run.build import plan_dataset, plan_record
+    from pipeline.store.flight import flight_text, in_flight
     from pipeline.store.workplace import view
 
     recipe = load_recipe(preset, weights, overrides)
     cache = view(cache)
     planned, _, _ = plan_dataset(cache, dataset, recipe, listen=listener(as_json))
     record = plan_record(planned) | plan_costs(planned, recipe.spec, cache)
-    show(as_json, record, "\n".join([_clips_line(dataset, record["clips"]), *plan_text(record)]))
+    record["in_flight"] = in_flight(cache, dataset)
+    lines = [_clips_line(dataset, record["clips"]), *plan_text(record), *flight_text(record["in_flight"])]
+    show(as_json, record, "\n".join(lines))
 
 
 def _build(

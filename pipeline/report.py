@@ -9,6 +9,7 @@ from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import media_path, read_media
 from pipeline.plan import all_of, clip_keys, contents, count_clips, with_source
 from pipeline.spec import STAGES
+from pipeline.store.flight import in_flight
 from pipeline.store.gc import reached
 from pipeline.store.layout import (
     build_path,
@@ -28,7 +29,8 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
 
     Returns {"dataset", "preset", "clips": {manifest, done, quarantined, pending}, "splits", "stages": {name: {key,
     clips, rows, shards, bytes, created, host, seconds, clips_per_s}}, "quarantine": [{clip_id, stage, code, message,
-    decoder, attempts}], "codes": {code: clips}, "warnings"}. A dataset that was never built has all clips pending.
+    decoder, attempts}], "codes": {code: clips}, "warnings", "in_flight": as the function}. A dataset that was never
+    built has all clips pending.
     """
     check_cache(cache)
     manifest = read_manifest(manifest_path(cache, dataset))
@@ -94,6 +96,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
         "quarantine": [{"clip_id": clip_id, **line} for clip_id, line in sorted(refused.items())],
         "codes": dict(sorted(Counter(line["code"] for line in refused.values()).items())),
         "warnings": warned,
+        "in_flight": in_flight(cache, dataset),
     }
 
 

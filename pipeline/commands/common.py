@@ -1,6 +1,7 @@
 """What all commands share: options by their one name, errors as one line, the output as text or JSON."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,22 @@ from typer.core import TyperGroup
 from pipeline.events import Console, Listener, silent
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler sends before it kills. Unwinds like Ctrl-C, so that leases are given back."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the next one must not break into the unwinding
+    raise Terminated
+
+
 class Group(TyperGroup):
-    """Turns a user's mistake into one line and exit status 2, and an interruption into 130."""
+    """Turns a user's mistake into one line and exit status 2, SIGINT into status 130 and SIGTERM into 143."""
 
     def invoke(self, ctx: Any) -> Any:
         from pipeline.errors import ClipError, UserError
 
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except (UserError, ClipError) as error:
@@ -25,9 +36,11 @@ class Group(TyperGroup):
         except OSError as error:
             typer.echo(f"error: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
-            typer.echo("stopped; finished shards are kept, run the same command to go on", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            typer.echo("stopped; what is finished is kept, run the same command to go on", err=True)
+            sys.exit(143 if isinstance(stop, Terminated) else 130)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 Cache = Annotated[

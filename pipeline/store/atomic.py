@@ -131,7 +131,7 @@ def append_line(path: Path, line: bytes) -> None:
     """
     make_folder(path.parent)
     is_new = not path.exists()
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         with contextlib.suppress(OSError):  # a file system without locks: there one process builds at a time
             fcntl.flock(file, fcntl.LOCK_EX)
         data = path.read_bytes()

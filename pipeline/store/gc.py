@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.store import layout
+from pipeline.store import layout, lease
+from pipeline.store.jobs import folder_of, is_committed, job_numbers, job_path, load_jobs
 from pipeline.store.layout import load_folder
 from pipeline.store.verify import leftovers
 from pipeline.store.writer import Stage
@@ -24,7 +25,10 @@ IMPORTED = "imported"
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that can go. `path` is relative to the cache, `kind` is "stage", "leftover", "wip" or "set aside"."""
+    """Something that can go: `path` is relative to the cache.
+
+    `kind` is "stage", "job", "leftover", "wip" or "set aside".
+    """
 
     path: str
     kind: str
@@ -58,12 +62,28 @@ def find_waste(root: Path, now: float | None = None) -> list[Waste]:
     layout.check_cache(root)
     root = root.absolute()
     users, old = reached(root), (time.time() if now is None else now) - GRACE_S
-    waste = []
+    waste, watch = [], lease.Watch()
 
     def note(path: Path, kind: str, reason: str) -> None:
         waste.append(Waste(path.relative_to(root).as_posix(), kind, reason, size(path)))
 
+    busy, wanted = set(), set()  # (key, shard): a living build writes it; some job will go on with it
+    for job in load_jobs(root):
+        shards = {(shard.key, shard.shard) for shard in job.shards}
+        if watch.held(folder_of(root), job.number):
+            busy |= shards
+        elif all(is_committed(root, shard) or shard.key not in users for shard in job.shards):
+            if _older(job_path(root, job.number), old):
+                note(job_path(root, job.number), "job", "all that a build reaches of it is committed")
+            continue
+        wanted |= shards
+    numbers = {str(number) for number in job_numbers(root)}
+    for path in sorted(folder_of(root).glob("*.lease")):
+        if path.name.partition(".")[0] not in numbers and _older(path, old):
+            note(path, "leftover", "of a build that was killed")
     for folder, info in _stages(root):
+        if any(key == info.key for key, _ in busy):
+            continue  # nothing of a stage that is being written
         if info.key not in users and folder.stage != IMPORTED:
             note(folder.path, "stage", "no build reaches it")
             continue
@@ -71,13 +91,19 @@ def find_waste(root: Path, now: float | None = None) -> list[Waste]:
         for path in leftovers(stage):
             if _older(path, old):
                 note(path, "leftover", "of a build that was killed")
-        committed = {str(shard) for shard in layout.committed_shards(folder)}
+        committed = set(layout.committed_shards(folder))
         for path in sorted((folder.path / "wip").glob("*")):
-            if path.name.partition(".")[0] in committed and _older(path, old):
+            number = path.name.partition(".")[0]
+            shard = int(number) if number.isdecimal() else -1
+            if (info.key, shard) in busy or not _older(path, old):
+                continue
+            if shard in committed:
                 note(path, "wip", "its shard is committed")
+            elif (info.key, shard) not in wanted:
+                note(path, "wip", "no job goes on with it")
         for path in sorted((folder.path / "damaged").glob("*")):
             note(path, "set aside", "by `verify --repair`")
-    for pattern in (".*.tmp", "builds/.*.tmp", "manifests/.*.tmp", "stages/*/.*.gc"):
+    for pattern in (".*.tmp", "builds/.*.tmp", "jobs/.*.tmp", "manifests/.*.tmp", "stages/*/.*.gc"):
         for path in sorted(root.glob(pattern)):
             if _older(path, old):
                 note(path, "leftover", "of a command that was killed")

@@ -1,6 +1,7 @@
 """Who works on a job now: a lease is a file that one process makes, keeps fresh, and takes away when it is done.
 
-    jobs/<job>.<turn>.lease     a record (host, place, pid, start, token, seconds), then a line that counts heartbeats
+    jobs/<job>.<turn>.lease     a record (host, place, pid, start, token, seconds), then a line that counts
+                                heartbeats: 20 digits, a blank, their CRC-32 in 8 hex digits
 
 A lease is made whole and exclusively, so of many processes one gets it. It is never handed over: who takes over
 from the dead makes the next turn, and the highest turn counts. So a process that was frozen and goes on finds a
@@ -16,6 +17,7 @@ import platform
 import secrets
 import threading
 import time
+import zlib
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,6 @@ from pipeline.store.records import field, from_bytes, to_bytes
 
 SECONDS = 60.0  # a heartbeat that stands still for so long is that of a dead process
 BEATS = 6  # heartbeats in that time
-_COUNT = 20  # digits of the counter
 
 
 class LeaseLostError(Exception):
@@ -55,6 +56,19 @@ def parse_lease(data: bytes) -> Owner:
     return Owner(**{name: field(record, name, kind) for name, kind in kinds.items()})
 
 
+def count_line(beats: int) -> bytes:
+    digits = b"%020d" % beats
+    return b"%s %08x\n" % (digits, zlib.crc32(digits))
+
+
+def check_lease(data: bytes) -> Owner:
+    """The owner of a lease, when all of it is as it was written. Raises ValueError and the like otherwise."""
+    owner, line = parse_lease(data), data[data.index(b"\n") + 1 :]
+    if count_line(int(line[:20])) != line:
+        raise ValueError("its count of heartbeats has changed")
+    return owner
+
+
 def turns(folder: Path, job: int) -> dict[int, Path]:
     """Turn -> lease of a job, ascending; the last one counts."""
     parts = ((path.name.split("."), path) for path in folder.glob(f"{job}.*.lease"))
@@ -77,7 +91,7 @@ class Lease(AbstractContextManager["Lease"]):
         while not self._ended.wait(self.owner.seconds / BEATS):
             self._beats += 1
             with suppress(OSError):  # a disk that fails for a moment; if it lasts, the lease runs out
-                os.pwrite(self._descriptor, b"%0*d\n" % (_COUNT, self._beats), self._offset)
+                os.pwrite(self._descriptor, count_line(self._beats), self._offset)
 
     def check(self) -> None:
         """Raise LeaseLostError when another process took over."""
@@ -108,7 +122,7 @@ def take(folder: Path, job: int, turn: int) -> Lease | None:
     owner = Owner(platform.node(), place, os.getpid(), start, secrets.token_hex(8), SECONDS)
     record = to_bytes(owner.to_json())
     path = folder / f"{job}.{turn}.lease"
-    if not atomic.create(path, record + b"%0*d\n" % (_COUNT, 0)):
+    if not atomic.create(path, record + count_line(0)):
         return None
     try:
         descriptor = os.open(path, os.O_WRONLY)

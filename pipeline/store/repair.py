@@ -40,6 +40,27 @@ def quarantine(stage: Stage, good: bytes) -> str:
     return "the damaged lines are set aside: their clips are tried again"
 
 
+def job(path: Path) -> str:
+    """Set a damaged job aside: its clips are planned anew."""
+    atomic.move(path, _free(path.parent / "damaged" / path.name))
+    return "set aside: its clips are planned anew"
+
+
+def lease(path: Path) -> str:
+    """Set a damaged lease aside."""
+    atomic.move(path, _free(path.parent / "damaged" / path.name))
+    return "set aside: whoever builds next takes over"
+
+
+def log(stage: Stage, path: Path, good_bytes: int) -> str:
+    """Keep the frames of a log before the damaged one."""
+    good = path.read_bytes()[:good_bytes]
+    atomic.move(path, _aside(stage.folder, path.name))
+    if good:
+        atomic.write_bytes(path, good)
+    return f"cut to {good_bytes} bytes: the clips behind are computed again"
+
+
 def salvage(stage: Stage, receipt: Receipt, wrong: Collection[str]) -> str:
     """Copy the clips of a damaged shard that are not `wrong` to a new shard, then set the damaged one aside.
 
@@ -80,8 +101,13 @@ def set_aside(stage: Stage, number: int) -> str:
 
 def _aside(folder: StageDir, name: str) -> Path:
     """A free path damaged/<name>, or damaged/<name>.1, ..."""
-    target, number = folder.path / "damaged" / name, 0
+    return _free(folder.path / "damaged" / name)
+
+
+def _free(path: Path) -> Path:
+    """path, or path.1, ...: the first that does not exist."""
+    target, number = path, 0
     while target.exists():
         number += 1
-        target = target.with_name(f"{name}.{number}")
+        target = path.with_name(f"{path.name}.{number}")
     return target

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.events import Event, Listener, silent
-from pipeline.store import atomic, layout, records, repair, shard
+from pipeline.store import atomic, jobs, layout, lease, records, repair, shard, wip
 from pipeline.store.layout import ArraySpec, StageDir, StageInfo
 from pipeline.store.records import Receipt
 from pipeline.store.writer import Stage
@@ -134,6 +134,7 @@ class _Walk:
             yield from self._table(path, lambda path: layout.load_build(self.root, path.stem))
         for path in sorted(self.root.glob("manifests/*.parquet")):
             yield from self._table(path, _read_parquet)
+        making = yield from self._jobs()
         folders = layout.stage_folders(self.root)
         total = sum(len(list(folder.glob("receipts/[0-9]*.json"))) for folder in folders)
         done = 0
@@ -146,6 +147,7 @@ class _Walk:
                     yield from self._shard(stage, number)
                     done += 1
                     listen(Event("step", "verifying", done, total))
+                yield from self._logs(stage, making)
                 yield from self._others(stage)
 
     def _read(self, path: Path) -> bytes:
@@ -258,8 +260,57 @@ class _Walk:
             if reason:
                 yield self._problem(path, "damaged", reason, fix)
 
+    def _jobs(self) -> Generator[Problem, None, set[tuple[str, int]] | None]:
+        """Jobs and their leases; (key, shard) of all that jobs make, None when a job cannot be read."""
+        making: set[tuple[str, int]] = set()
+        readable = True
+        folder = jobs.folder_of(self.root)
+        for path in sorted(path for path in folder.glob("*") if path.is_file()):
+            number, _, kind = path.name.partition(".")
+            data = self._read(path)
+            try:
+                if path.suffix == ".tmp" and path.name.startswith("."):
+                    yield self._problem(path, "leftover", "of a build that was killed or is running")
+                elif number.isdecimal() and kind == "json":
+                    job = jobs.parse_job(int(number), data)
+                    making |= {(shard.key, shard.shard) for shard in job.shards}
+                elif number.isdecimal() and path.suffix == ".lease":
+                    lease.check_lease(data)
+                else:
+                    yield self._problem(path, "extra", "no record speaks of it")
+            except DAMAGE as error:
+                fix = repair.job if kind == "json" else repair.lease
+                readable = readable and kind != "json"
+                yield self._problem(path, "damaged", str(error), partial(fix, path))
+        return making if readable else None
+
+    def _logs(self, stage: Stage, making: set[tuple[str, int]] | None) -> Iterator[Problem]:
+        """The logs of unfinished shards, frame by frame."""
+        for path in sorted((stage.folder.path / "wip").glob("[!.]*")):
+            shard, *turn = path.name.split(".")
+            if not (len(turn) == 2 and turn[1] == "log" and shard.isdecimal() and turn[0].isdecimal()):
+                yield self._problem(path, "extra", "no record speaks of it")
+                continue
+            self.files, self.bytes = self.files + 1, self.bytes + path.stat().st_size
+            good = 0
+            try:
+                for number, (meta, offset, size) in enumerate(wip.frames(path)):
+                    if number:
+                        wip.parse_entry(meta, path, offset, size)
+                    else:
+                        wip.parse_origin(meta)
+                    good = offset + size
+            except DAMAGE as error:
+                if getattr(error, "torn", False):
+                    yield self._problem(path, "leftover", f"{error}, as by a kill")
+                else:
+                    yield self._problem(path, "damaged", str(error), partial(repair.log, stage, path, good))
+                continue
+            if making is not None and (stage.key, int(shard)) not in making:
+                yield self._problem(path, "leftover", "no job goes on with it")
+
     def _others(self, stage: Stage) -> Iterator[Problem]:
-        """Files that no record speaks of; wip/ and damaged/ are not looked into."""
+        """Files that no record speaks of; wip/ was looked into, damaged/ is not."""
         folder, specs = stage.folder, stage.arrays.values()
         known = {folder.stage_json, folder.quarantine, folder.zarr / "zarr.json"}
         known.update(folder.zarr / spec.name / "zarr.json" for spec in specs)

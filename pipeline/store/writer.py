@@ -134,15 +134,21 @@ def create_stage(
         raise UserError(
             f"{folder.stage_json} is missing though there are receipts; restore it or delete the folder"
         )
-    write_metadata(folder.zarr, shard.group_metadata(info.to_json()))
-    for array in arrays:
-        write_metadata(folder.zarr / array.name, shard.array_metadata(array, shard_rows, 0))
-    # Last: a stage without stage.json does not exist. Who comes second takes what the first wrote.
-    if not atomic.create(folder.stage_json, to_bytes(info.to_json())):
-        stage = Stage(folder, layout.load_stage(folder))
-        write_metadata(folder.zarr, shard.group_metadata(stage.info.to_json()))
-        return stage
-    return Stage(folder, info)
+    _write_zarr(Stage(folder, info))
+    # Last: a stage without stage.json does not exist.
+    if atomic.create(folder.stage_json, to_bytes(info.to_json())):
+        return Stage(folder, info)
+    stage = Stage(folder, layout.load_stage(folder))
+    _write_zarr(stage)  # another process was first, and the metadata must be its own again
+    return stage
+
+
+def _write_zarr(stage: Stage) -> None:
+    """The zarr.json of the group and of every array, as long as there are shards."""
+    write_metadata(stage.folder.zarr, shard.group_metadata(stage.info.to_json()))
+    for array in stage.arrays.values():
+        metadata = shard.array_metadata(array, stage.shard_rows, stage.shards)
+        write_metadata(stage.folder.zarr / array.name, metadata)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ClipError, UserError
+from pipeline.spec import digest
+from pipeline.store.jobs import Job, JobShard, create_job, folder_of, load_jobs
+from pipeline.store.lease import take
 from pipeline.store.reader import Cache
 from pipeline.store.records import QuarantineEntry
 from pipeline.store.verify import verify
-from pipeline.store.writer import write_build
-from tests.store.caches import fill, make_stage
+from pipeline.store.wip import LogWriter, Origin, read_clips
+from pipeline.store.writer import Stage, encode_rows, open_stage, write_build
+from tests.store.caches import fill, make_stage, random_rows
 
 
 @pytest.fixture
@@ -23,7 +27,40 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         error = ClipError("E_DECODE", "no frame could be decoded", "pyav 18", 2)
         stage.add_quarantine(QuarantineEntry.of(key, f"clip {key}", "semantic", error))
     write_build(stage.folder.root, "demo", {"preset": "small", "stages": {"semantic": stage.key}})
+    begin_shard(stage)
     return stage.folder.root
+
+
+UNFINISHED = tuple(digest(["unfinished", number]) for number in range(4))
+
+
+def begin_shard(stage: Stage) -> None:
+    """A job whose worker was killed in its third clip, in its second turn."""
+    root, number = stage.folder.root, stage.next_shard
+    shard = JobShard(stage.name, stage.key, number, UNFINISHED, 16)
+    job = Job(0, "0123456789abcdef", "demo", UNFINISHED, (2, 2), (shard,))
+    assert create_job(root, job)
+    for turn, (first, last) in enumerate([(0, 2), (1, 3)], 1):
+        held = take(folder_of(root), 0, turn)
+        assert held is not None
+        log = LogWriter(stage.folder, turn, Origin(job.id, number, first))
+        for i in range(first, last):
+            rows = {spec.name: random_rows(spec, 2 + i, i) for spec in stage.arrays.values()}
+            stored = encode_rows(stage, rows)
+            log.add(UNFINISHED[i], f"clip {i}", stored.n_rows, {"frames": i}, stored.stored)
+        log.close()
+        left = held.path.read_bytes()
+        held.__exit__()
+    held.path.write_bytes(left)  # as a kill leaves it
+
+
+def finished(root: Path) -> list[object]:
+    """What a build would take from the logs."""
+    (job,) = load_jobs(root)
+    stage = open_stage(root, "semantic", job.shards[0].key)
+    assert stage is not None
+    entries = read_clips(stage.folder, job.shards[0].shard, job.id, stage.arrays)
+    return [(entry.clip_key, entry.n_rows, entry.facts, str(entry.payload())) for entry in entries]
 
 
 def contents(root: Path) -> dict[str, object]:
@@ -49,6 +86,8 @@ def contents(root: Path) -> dict[str, object]:
 def test_every_flip_is_found_and_none_is_read(cache: Path, flips: int) -> None:
     truth, dice = contents(cache), random.Random(4)
     assert verify(cache).problems == ()
+    log = finished(cache)
+    assert len(log) == 3
     files = sorted(path for path in cache.rglob("*") if path.is_file())
     refused = 0
     for _ in range(flips):
@@ -61,10 +100,12 @@ def test_every_flip_is_found_and_none_is_read(cache: Path, flips: int) -> None:
         where = f"bit {bit} of {path.relative_to(cache)}"
         try:
             assert contents(cache) == truth, where
+            taken = finished(cache)
+            assert taken == log[: len(taken)], where
         except UserError:
             refused += 1
         assert [p.path for p in verify(cache).problems] == [path.relative_to(cache).as_posix()], where
         path.write_bytes(good)
-    assert refused > flips / 3
+    assert refused > flips / 4
     assert verify(cache).problems == ()
     assert contents(cache) == truth

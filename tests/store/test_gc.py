@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.spec import digest
 from pipeline.store.gc import GRACE_S, find_waste, reached, remove
+from pipeline.store.jobs import Job, JobShard, create_job
 from pipeline.store.layout import init_cache
 from pipeline.store.reader import Cache
 from pipeline.store.verify import verify
@@ -74,18 +75,22 @@ def test_leftovers_of_killed_builds(tmp_path: Path) -> None:
         folder.receipts / ".9.json.12ab.tmp": "leftover",
         folder.shard_file(FEATURES, 9): "leftover",
         folder.path / "damaged" / "0" / "receipt.json": "set aside",
-        folder.path / "wip" / "0.log": "wip",
-        folder.path / "wip" / "9.log": None,  # of a shard that is still to come
+        folder.path / "wip" / "0.1.log": "wip",
+        folder.path / "wip" / "8.1.log": "wip",
+        folder.path / "wip" / "9.1.log": None,  # of a shard that is still to come
+        tmp_path / "jobs" / "4.2.lease": "leftover",
     }
+    shard = JobShard("motion", stage.key, 9, ("k",), 16)
+    assert create_job(tmp_path, Job(7, "a", "a", ("k",), (1,), (shard,)))
     for path in names:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"xyz")
     assert [item.kind for item in find_waste(tmp_path)] == ["set aside"]  # the others may be in use right now
     found = later(tmp_path)
-    assert len(found) == 7
+    assert len(found) == 9
     for item in find_waste(tmp_path, time.time() + GRACE_S + 1):
         remove(tmp_path, item)
-    assert [path for path in names if path.exists()] == [folder.path / "wip" / "9.log"]
+    assert [path for path in names if path.exists()] == [folder.path / "wip" / "9.1.log"]
     assert later(tmp_path) == []
     assert len(Cache(tmp_path).stage("motion", stage.key).clips) == 3
 
