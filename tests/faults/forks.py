@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 2  # clips that a kill may cost
+STRIDE = "segment.stride=8"
 
 
 def small_recipe(shard_clips: int = 6) -> "Recipe":
     """The demo preset with small shards and blocks."""
     from pipeline.presets import load_recipe
 
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo", overrides=[STRIDE])
     batch = recipe.run.batch.model_copy(update={"motion": BLOCK})
     return replace(recipe, run=recipe.run.model_copy(update={"shard_clips": shard_clips, "batch": batch}))
 
@@ -167,7 +168,7 @@ def _build(
 def _command(cache: str) -> int:
     from cli import app
 
-    small = ("--set", "run.shard_clips=6", "--set", f"run.batch.motion={BLOCK}")
+    small = ("--set", "run.shard_clips=6", "--set", f"run.batch.motion={BLOCK}", "--set", STRIDE)
     try:
         app(["build", "--dataset", "demo", "--cache", cache, "--preset", "demo", *small])
     except SystemExit as ended:

@@ -11,7 +11,7 @@ from pipeline.report import describe
 from pipeline.run import engine
 from pipeline.run.build import build
 from pipeline.store.verify import verify
-from tests.decode.test_pool import FAKE
+from tests.decode.test_pool import fake_command
 from tests.faults.forks import small_recipe
 from tests.run.worlds import import_clips
 
@@ -27,7 +27,7 @@ def test_a_hang_and_a_crash_cost_one_clip_each(
         shutil.copy(video, root / f"{name}.mp4")
     (root / "clips.csv").write_text("\n".join(["video_path", *(f"{name}.mp4" for name in names)]) + "\n")
     import_clips(cache, root, "demo", "csv")
-    monkeypatch.setattr(engine, "DecodePool", partial(DecodePool, timeout_s=3.0, command=FAKE))
+    monkeypatch.setattr(engine, "DecodePool", partial(DecodePool, timeout_s=3.0, command=fake_command()))
     result = build(cache, "demo", small_recipe(), ("motion",))
     assert (result.clips.done, result.clips.quarantined, result.clips.pending) == (3, 2, 0)
     refused = {
