@@ -134,13 +134,14 @@ def main(requests: Sequence[str]) -> None:
 def _build(
     cache: str, events: str, lease_s: float = 60.0, clock_s: float = 0.0, said: str | None = None
 ) -> int:
-    from pipeline.run import build as module
+    from pipeline.run import crew
+    from pipeline.run.build import build
     from pipeline.run.worker import Worker
     from pipeline.store import lease
 
     os.dup2(2, 1)
     os.close(0)
-    lease.SECONDS, module.POLL_S = lease_s, 0.05
+    lease.SECONDS, crew.POLL_S = lease_s, 0.05
     log = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     settle = Worker._settle
     clips = 0
@@ -159,7 +160,7 @@ def _build(
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
         return _command(cache)
-    result = module.build(Path(cache), "demo", small_recipe())
+    result = build(Path(cache), "demo", small_recipe())
     counts = result.clips
     assert counts.done + counts.quarantined + counts.pending == counts.manifest
     return 0 if counts.pending == 0 else 1

@@ -74,6 +74,32 @@ def test_running_out_of_memory_changes_neither_rows_nor_order(
     check(lengths, list(packed((rows(i, n) for i, n in enumerate(lengths)), batch, forward, overlap=overlap)))
 
 
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_a_block_is_packed_alike_wherever_a_run_begins(
+    lengths: list[int], batch: int, block: int, overlap: bool
+) -> None:
+    """The batches of a run that begins with any block are the last ones of a run that begins with the first."""
+
+    def batches(first: int) -> list[list[float]]:
+        seen: list[list[float]] = []
+
+        def forward(x: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(x.tolist())
+            return double(x)
+
+        clips = [rows(i, n) for i, n in enumerate(lengths)][first:]
+        for i, clip in enumerate(clips, first + 1):
+            clip.work.ends_block = i % block == 0
+        assert len(list(packed(clips, batch, forward, overlap=overlap))) == len(clips)
+        return seen
+
+    whole = batches(0)
+    for first in range(0, len(lengths), block):
+        rest = batches(first)
+        assert rest == whole[len(whole) - len(rest) :]
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_halved_batch_grows_again_after_a_streak(overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "REGROW", 3)

@@ -5,10 +5,13 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ClipError
+from pipeline.store.jobs import Job, JobShard, create_job, folder_of, job_path
+from pipeline.store.lease import take
 from pipeline.store.records import QuarantineEntry
 from pipeline.store.writer import Stage, write_build
 from tests.store.caches import ARRAYS, fill, make_stage
@@ -52,17 +55,29 @@ def test_programs() -> None:
     ]
 
 
+def first_line(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text().splitlines()[0])
+    return record
+
+
 def test_records(stage: Stage) -> None:
     root, folder = stage.folder.root, stage.folder
     paths = [root / "cache.json", root / "builds" / "demo.json", folder.stage_json, folder.receipt(0)]
     paths.append(folder.quarantine)
+    shard = JobShard("semantic", stage.key, 7, ("a",), 120)
+    create_job(root, Job(0, "0123456789abcdef", "ma52", ("a",), (1,), (shard,)))
+    held = take(folder_of(root), 0, 1)
+    assert held is not None
+    paths += [job_path(root, 0), held.path]
     shown = [json.loads(block) for block in blocks("json")]
     assert len(shown) == len(paths)
     for example, path in zip(shown, paths, strict=True):
-        assert example.keys() == json.loads(path.read_text()).keys(), path
-    _, _, stage_json, receipt, _ = zip(shown, [json.loads(path.read_text()) for path in paths], strict=True)
+        assert example.keys() == first_line(path).keys(), path
+    _, _, stage_json, receipt, _, job, _ = zip(shown, map(first_line, paths), strict=True)
+    held.__exit__()
     for example, found in (
         [record["arrays"][0] for record in stage_json],
         [record["files"]["features"] for record in receipt],
+        [record["shards"][0] for record in job],
     ):
         assert example.keys() == found.keys()
