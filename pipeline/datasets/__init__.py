@@ -69,7 +69,7 @@ def import_dataset(
     source = Source(name, root, _overridden(defaults, overrides), own or described)
     try:
         columns, count = gather(read.rows(source))
-        declared = _declared_names(root) if source.taxonomy is None else ()
+        declared = _declared_names(source) if source.taxonomy is None else ()
     except OSError as error:
         raise UserError(
             f"{error.filename or root}: cannot be read ({error.strerror}); check its permissions"
@@ -159,7 +159,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _declared_names(root: Path) -> Sequence[str]:
+def _declared_names(source: Source) -> Sequence[str]:
     """Label names in id order from label_name.txt or labels.txt at the root, if there."""
-    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    path = next((path for name in LABEL_FILES if (path := source.path(name)).is_file()), None)
     return read_labels(path) if path else ()

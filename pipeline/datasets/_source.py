@@ -56,8 +56,8 @@ class Source:
 
     def warn(self, code: str, where: str, text: str) -> None:
         """Note a W_ problem; it stays with the manifest and `validate` repeats it."""
-        page = self.taxonomy.page if self.taxonomy else ""
-        self.warnings.append(shown(f"{code} {where}: {text}{f' [fix: see {page}]' if page else ''}"))
+        link = self.taxonomy.link if self.taxonomy else ""
+        self.warnings.append(shown(f"{code} {where}: {text}{f' [fix: see {link}]' if link else ''}"))
 
     def refuse(self, where: str, reason: object) -> None:
         """Note that a line or file cannot become a row; the import ends with one error that names them all."""
@@ -75,10 +75,10 @@ class Source:
     def lost(self, what: str) -> UserError:
         """The error for a root that lacks what the dataset needs."""
         known = self.taxonomy
-        if known is None or not known.page:
+        if known is None or not known.link:
             return UserError(f"{self.root}: {what}")
         return UserError(
-            f"{self.root}: {what}; `bmoe-cache dataset show {known.name}` prints the tree, {known.page} tells more"
+            f"{self.root}: {what}; `bmoe-cache dataset show {known.name}` prints the tree; see {known.link}"
         )
 
     # ---- options
@@ -132,6 +132,13 @@ class Source:
             )
         return found
 
+    def listed(self, folder: str, *suffixes: str) -> list[Path]:
+        """Files of a folder with these suffixes (any case), sorted; hidden ones are skipped, errors as `path`."""
+        place = self.path(folder)
+        entries = sorted(place.iterdir()) if place.is_dir() else []
+        names = [entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+        return [self.path(f"{folder}/{name}") for name in names if not name.startswith(".")]
+
     def shown_path(self, path: Path) -> str:
         """The path relative to the root, as rows and messages have it."""
         return path.relative_to(self.root).as_posix()
@@ -166,8 +173,9 @@ class Source:
         Raises UserError for other encodings.
         """
         text = read_text(path)
-        if "\r\n" in text:
+        if "\r" in text:
             self.warn("W_CRLF", self.shown_path(path), "lines end with CRLF; read as if they ended with LF")
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
         for number, line in enumerate(text.split("\n"), 1):
             if stripped := line.strip():
                 yield number, stripped
@@ -232,8 +240,10 @@ def _header(header: list[str], name: str, required: Sequence[str]) -> list[str]:
     twice = sorted({cell for cell in header if header.count(cell) > 1})
     missing = [column for column in required if not set(column.split("|")) & set(header)]
     if missing:
+        got = shown(", ".join(header))[:100] or "nothing"
         raise UserError(
-            f"{name}:1: E_SCHEMA_MISSING_COLUMN {', '.join(missing)}; the first line must name the columns"
+            f"{name}:1: E_SCHEMA_MISSING_COLUMN {', '.join(missing)} (got {got}); the first line names the columns, "
+            "with commas between them"
         )
     if twice:
         raise UserError(f"{name}:1: column {shown(twice[0])!r} is there twice; rename one")
@@ -252,6 +262,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError."""
     try:
         data = json.loads(read_text(path))
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair can be written, but is no text
     except (ValueError, RecursionError) as error:
         reason = shown(" ".join(str(error).split()))[:100]
         raise UserError(f"{path}: not JSON ({reason}); restore the file") from None

@@ -29,7 +29,7 @@ OPTIONS = {"file": None, "fps": None}
 def rows(source: Source) -> Iterable[Row]:
     """Rows by video and segment, in the order of the file."""
     given = source.options["file"]
-    files = [source.path(source.text(given, "file"))] if given else sorted(source.root.glob("*.json"))
+    files = [source.path(source.text(given, "file"))] if given else source.listed(".", ".json")
     if len(files) != 1 or not files[0].is_file():
         raise source.lost(
             f"want one *.json at its top, found {len(files)}; name it with --set file=NAME.json"

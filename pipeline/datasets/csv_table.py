@@ -56,11 +56,7 @@ def _table(source: Source) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: no such table; check --root")
         return path
-    tables = sorted(
-        path
-        for path in source.root.iterdir()
-        if path.suffix.lower() == ".csv" and path.is_file() and not path.name.startswith(".")
-    )
+    tables = source.listed(".", ".csv")
     if len(tables) != 1:
         names = ", ".join(shown(path.name) for path in tables[:5]) or "none"
         raise UserError(

@@ -20,7 +20,7 @@ OPTIONS: dict[str, object] = {}
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows of all lists in file and line order."""
-    tables = sorted(source.root.glob("*.csv"))
+    tables = source.listed(".", ".csv")
     if not tables:
         raise source.lost("no *.csv at its top")
     places = {PurePosixPath(path).stem: path for path in sorted(source.files(*VIDEO_SUFFIXES), reverse=True)}

@@ -61,9 +61,7 @@ def _layout(source: Source) -> dict[str, str]:
 def _find(source: Source, layout: Mapping[str, str], name: str) -> Path | None:
     """The file in the layout's own place for lists, else in that of any other layout."""
     places = [layout["lists"], *(other["lists"] for other in source.options["layouts"])]
-    return next(
-        (source.path(place) / name for place in places if (source.root / place / name).is_file()), None
-    )
+    return next((path for place in places if (path := source.path(f"{place}/{name}")).is_file()), None)
 
 
 def _check_names(source: Source, path: Path | None) -> None:

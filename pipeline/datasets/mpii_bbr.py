@@ -18,7 +18,7 @@ _FPS = 30
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows of every list, one per sample and wanted view."""
-    lists = sorted((source.root / "sample_lists").glob("*.csv"))
+    lists = source.listed("sample_lists", ".csv")
     known = [(path, split_of(path.stem)) for path in lists if split_of(path.stem) != "unsplit"]
     if not known:
         raise source.lost("no sample_lists/train*.csv or val*.csv here")

@@ -74,7 +74,7 @@ def _intervals(source: Source) -> Iterator[Row]:
 def _annotations(source: Source) -> tuple[str, dict[str, Any]]:
     """Name of the JSON and what it says of every video."""
     given = source.options["annotations"]
-    paths = [source.path(source.text(given, "annotations"))] if given else sorted(source.root.glob("*.json"))
+    paths = [source.path(source.text(given, "annotations"))] if given else source.listed(".", ".json")
     if len(paths) != 1 or not paths[0].is_file():
         names = ", ".join(shown(path.name) for path in paths[:5]) or "none"
         raise source.lost(

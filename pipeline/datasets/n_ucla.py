@@ -5,12 +5,11 @@ test. In the .npz (skeleton_format ucla_npz) a clip is the rows start_frame to e
 """
 
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from pipeline.datasets._source import Row, Source
-from pipeline.errors import UserError
+from pipeline.errors import ClipError, UserError
 
 _NAME = re.compile(r"a([0-9]{2})_s([0-9]{2})_e([0-9]{2})_v([0-9]{2})")
 
@@ -19,7 +18,7 @@ def rows(source: Source) -> Iterable[Row]:
     """Rows by sequence."""
     files = {PurePosixPath(path).stem: path for path in sorted(source.files(".json"))}
     named = {name: path for name, path in files.items() if _NAME.fullmatch(name)}
-    packed = sorted(source.root.glob("*.npz"))
+    packed = source.listed(".", ".npz")
     if named:
         for name, path in named.items():
             if row := _row(source, name):
@@ -53,26 +52,17 @@ def _row(source: Source, name: str) -> Row | None:
 
 def _sequences(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, first row, row after the last) of every sequence."""
-    import numpy as np
+    from pipeline.skeletons.ucla import arrays_of
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, offsets, rows_in_all = (
-                [str(name) for name in arrays["name"]],
-                [int(offset) for offset in arrays["offsets"]],
-                len(arrays["xyz"]),
-            )
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        xyz, starts, written = arrays_of(path, "xyz", "offsets", "name")
+        names, offsets, rows_in_all = [str(name) for name in written], [int(one) for one in starts], len(xyz)
+    except ClipError as error:
+        raise UserError(f"{path}: {error}; restore the file") from None
+    except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise UserError(
-            f"{path}: want the arrays xyz, offsets and name ({reason}); restore the file"
-        ) from None
-    if (
-        not isinstance(names, list)
-        or len(offsets) != len(names) + 1
-        or offsets != sorted(set(offsets))
-        or offsets[-1] != rows_in_all
-    ):
+        raise UserError(f"{path}: {reason}; restore the file") from None
+    if len(offsets) != len(names) + 1 or offsets != sorted(set(offsets)) or offsets[-1] != rows_in_all:
         raise UserError(
             f"{path}: offsets must rise from sequence to sequence up to {rows_in_all}; restore the file"
         )

@@ -68,7 +68,9 @@ def _files(source: Source, suffixes: tuple[str, ...]) -> dict[str, str]:
 def _missing(source: Source) -> set[str]:
     """Sample names of the lists of missing skeletons at the root."""
     names = set()
-    for path in sorted(source.root.glob("*missing*.txt")):
+    for path in source.listed(".", ".txt"):
+        if "missing" not in path.name:
+            continue
         listed = {line.removesuffix(".skeleton") for _, line in source.lines(path)}
         samples = {name for name in listed if _NAME.fullmatch(name)}
         source.warn(

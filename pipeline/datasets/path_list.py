@@ -27,11 +27,7 @@ OPTIONS: dict[str, object] = {}
 
 def rows(source: Source) -> Iterable[Row]:
     """Rows of all lists in file and line order. Raises UserError where there is no list."""
-    texts = sorted(
-        path
-        for path in source.root.iterdir()
-        if path.suffix.lower() == ".txt" and path.is_file() and not path.name.startswith(".")
-    )
+    texts = source.listed(".", ".txt")
     texts = [path for path in texts if path.name not in LABEL_FILES and not _NOT_LISTS.fullmatch(path.name)]
     lists = [path for path in texts if "list" in path.stem.lower()] or texts
     if not lists:

@@ -28,8 +28,13 @@ def read_skeletons(path: Path, form: str | None) -> Skeletons:
     """The whole file; `form` is a clip's skeleton_format.
 
     Raises ClipError: the file codes of `check_file`, E_TOO_LARGE, E_SKEL_FORMAT (no reader), E_SKEL_TRUNCATED (it ends
-    early), E_SKEL_JOINTCOUNT (other joints than the format has), E_SKEL_VALUE (not numbers, or not finite).
+    early), E_SKEL_JOINTCOUNT (other joints than the format has), E_SKEL_VALUE (not numbers, or not finite),
+    E_PICKLE_UNSAFE (a pickle can run code: none is opened).
     """
+    if form == "mmaction_pkl":
+        raise ClipError(
+            "E_PICKLE_UNSAFE", f"{path}: a pickle can run code and is never opened; convert it to .npz"
+        )
     if form not in READERS:
         known = ", ".join(READERS)
         raise ClipError("E_SKEL_FORMAT", f"{path}: no reader for skeleton_format {form}; there are {known}")

@@ -25,11 +25,25 @@ def read_json(path: Path) -> Skeletons:
 
 def read_npz(path: Path) -> Skeletons:
     """`xyz` float32 [all frames, 20, 3] of all sequences; a clip is an interval of them."""
+    (xyz,) = arrays_of(path, "xyz")
+    return _one_person(xyz)
+
+
+def arrays_of(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of an .npz file. ClipError E_PICKLE_UNSAFE where one is a pickle, ValueError where one is not there."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return _one_person(arrays["xyz"])
-    except (KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"no array xyz: {error}") from None
+            return [np.asarray(arrays[name]) for name in names]
+    except (KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"want the arrays {', '.join(names)}: {error}") from None
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise ClipError(
+            "E_PICKLE_UNSAFE", "it holds a pickle, which can run code and is never opened"
+        ) from None
 
 
 def _one_person(xyz: np.ndarray) -> Skeletons:

@@ -395,3 +395,19 @@ def test_any_csv_is_a_manifest_or_a_user_error(tmp_path_factory: pytest.TempPath
         manifest = import_dataset("mine", root, "csv")
         report = validate(manifest, levels=("schema", "table"))
         assert set(report.counts) <= {"E_DUP_ROW", "W_CLASS_EMPTY", "W_CLIP_TOO_SHORT"}
+
+
+def test_lines_of_old_macs_and_half_surrogates(tmp_path: Path) -> None:
+    (tmp_path / "train_list.txt").write_bytes(b"a.mp4 0\rb.mp4 1\r")
+    manifest = import_dataset("mine", tmp_path, "list")
+    assert [clip.video_path for clip in manifest.clips] == ["a.mp4", "b.mp4"]
+    assert [line.split()[0] for line in manifest.warnings] == ["W_CRLF"]
+    (tmp_path / "a.json").write_text('{"v\\ud800": {"annotations": []}}')
+    with pytest.raises(UserError, match=r"a\.json: not JSON.*surrogates"):
+        import_dataset("mine", tmp_path, "activitynet", ["fps=25"])
+
+
+def test_a_table_without_commas_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("video_path;label\na.mp4;nod\n")
+    with pytest.raises(UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*commas"):
+        import_dataset("mine", tmp_path, "csv")

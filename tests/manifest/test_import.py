@@ -1,6 +1,10 @@
 """Choosing an adapter, its options, and what every import keeps to, for every dataset."""
 
 import contextlib
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,8 @@ from pipeline.jsonl import write_jsonl
 from pipeline.manifest import Manifest, read_manifest, write_manifest
 from pipeline.validate import validate
 from tests.manifest.trees import OPTIONS, TREES, put
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def ids(manifest: Manifest) -> list[str]:
@@ -46,6 +52,39 @@ def test_a_new_adapter_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "gadget" in general_adapters()
     assert ids(import_dataset("gadget", tmp_path)) == ["gadget:unsplit:a"]
     assert ids(import_dataset("mine", tmp_path, "gadget")) == ["mine:unsplit:a"]
+
+
+def test_a_new_dataset_is_a_module_and_a_yaml(tmp_path: Path) -> None:
+    """Dropped into a copy of the program; every command knows it, and no other file was touched."""
+    for name in ("pipeline", "heads", "manifests"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "cli.py", tmp_path / "copy")
+    module = (
+        '"""Adapter `gadget`: every video is a nod."""\n\n'
+        "def rows(source):\n"
+        "    for path in sorted(source.files('.mp4')):\n"
+        "        yield {'video_path': path, 'label_names': (source.options['label'],), 'split': 'train'}\n"
+    )
+    described = (
+        "name: gadget\nlabel_space: gadget2\nlabel_kind: single\nlabels: [nod, wave]\noptions: {label: nod}\n"
+        "experts: {head: [0]}\nprofiles: {custom: {rows: {train: 1}}}\n"
+    )
+    files = {"pipeline/datasets/gadget.py": module, "manifests/datasets/gadget.yaml": described}
+    put(tmp_path / "copy", files)
+    put(tmp_path / "root", {"one.mp4": "x", "two.mp4": "x"})
+
+    def bmoe(*words: str | Path) -> str:
+        command = [sys.executable, "-m", "cli", "dataset", *map(str, words)]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy")}
+        done = subprocess.run(command, cwd=tmp_path / "copy", env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "gadget" in bmoe("list")
+    cache = tmp_path / "c"
+    out = bmoe("import", "gadget", "--root", tmp_path / "root", "--cache", cache, "--set", "label=wave")
+    assert "gadget: 2 clips, 2 classes" in out
+    assert "W_PROFILE_COUNT gadget: rows of train" in bmoe("validate", "gadget", "--cache", cache)
 
 
 def test_general_adapters_are_those_without_a_dataset() -> None:
@@ -101,6 +140,27 @@ def test_every_dataset_imports_twice_the_same(tmp_path: Path, name: str) -> None
     assert read_manifest(tmp_path / "m.parquet") == manifest
     report = validate(manifest, levels=("schema", "table", "profile"))
     assert report.errors == 0, report.lines()
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_file_is_read_through_a_link_that_leaves_the_root(tmp_path: Path, name: str) -> None:
+    """Each file in turn lies outside: the import says so, or did not need what is in it."""
+    root, options = put(tmp_path / "root", TREES[name]), OPTIONS.get(name, ())
+    whole = import_dataset(name, root, overrides=options)
+    (tmp_path / "outside").mkdir()
+    refused = 0
+    for path in (root / file for file in TREES[name]):
+        path.rename(tmp_path / "outside" / path.name)
+        path.symlink_to(tmp_path / "outside" / path.name)
+        try:
+            found: Manifest | str = import_dataset(name, root, overrides=options)
+        except UserError as error:
+            found = str(error)
+            refused += 1
+        assert found == whole or "E_PATH_ESCAPE" in str(found)
+        path.unlink()
+        (tmp_path / "outside" / path.name).rename(path)
+    assert refused
 
 
 @pytest.mark.parametrize("name", TREES)
