@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from heads import metrics, runs, spec
+from heads import grouped, runs, spec
 from heads.features import FeatureSet, SplitFeatures, load_features
 from heads.loop import predict, probabilities
 from heads.options import Config
@@ -69,6 +69,11 @@ def restore(
     if list(head_info.classes) != list(info["classes"]):
         raise UserError(f"{run_dir}: trained on other classes than {data.dataset} has now; train again")
     if split not in data.splits:
+        if unknown := data.counts.get(split, {}).get("unlabelled"):
+            raise UserError(
+                f"{data.dataset}: E_EVAL_NO_LABELS the labels of all {unknown} clips of split {split} are withheld or "
+                "unknown, so nothing can be scored; `bmoe-cache predict` writes predictions"
+            )
         raise UserError(
             f"{data.dataset}: no usable clip in split {split}; choose another split or build the cache"
         )
@@ -78,7 +83,7 @@ def restore(
 
 
 def evaluate(run_dir: Path, cache: Path, split: str = "val", **options: Any) -> dict[str, float]:
-    """Scores a run on a split (all of `heads.metrics.scores`); options and errors as `restore`.
+    """Scores a run on a split (all of `heads.grouped.scores`); options and errors as `restore`.
 
     For another split than val, predictions and confusion matrix are added to the run folder under its name.
     """
@@ -90,4 +95,4 @@ def evaluate(run_dir: Path, cache: Path, split: str = "val", **options: Any) -> 
         runs.write_predictions(
             run_dir, run.data.clip_id, label, found, attention, names=run.info.classes, suffix=f"_{split}"
         )
-    return metrics.scores(label, found, run.info.coarse)
+    return grouped.scores(run.data, found, run.info.coarse)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from heads.resample import resample_weights, truncate_weights
 from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo, head_info
+from pipeline.clip import Clip
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS, digest
+from pipeline.splits import events, groups
 from pipeline.store.reader import Cache, StageReader
 
 if TYPE_CHECKING:
@@ -37,11 +39,15 @@ class SplitFeatures:
     Attributes:
         label: int64 [N], the class, -1 where it is unknown; float32 [N, C] of 0 and 1 where a clip may have
             several.
+        group, event: what clips of one recording or scene, and views of one person in one interval, have in
+            common (`pipeline.splits`); () where nobody asked.
     """
 
     clip_id: tuple[str, ...]
     label: Tensor
     tensors: dict[str, Tensor]
+    group: tuple[str, ...] = ()
+    event: tuple[str, ...] = ()
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """The tensors of the clips of an int64 index."""
@@ -56,7 +62,7 @@ class SplitFeatures:
     def to(self, device: torch.device | str) -> "SplitFeatures":
         """The same on another device."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return SplitFeatures(self.clip_id, self.label.to(device), moved)
+        return replace(self, label=self.label.to(device), tensors=moved)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class FeatureSet:
             )
         names = {name for stage in wanted for name in TENSORS[stage]}
         splits = {
-            n: SplitFeatures(s.clip_id, s.label, {k: t for k, t in s.tensors.items() if k in names})
+            n: replace(s, tensors={k: t for k, t in s.tensors.items() if k in names})
             for n, s in self.splits.items()
         }
         return replace(
@@ -145,7 +151,7 @@ def load_features(
     keys, stages, quarantined = _open_stages(cache, dataset, needs)
     clip_keys = cache.clip_keys(dataset)
     taxonomy = manifest.taxonomy
-    rows: dict[str, list[tuple[str, str, Tensor]]] = {name: [] for name in splits}
+    rows: dict[str, list[tuple[Clip, str, Tensor]]] = {name: [] for name in splits}
     counts: dict[str, dict[str, int]] = {name: {"used": 0} for name in rows}
     for clip in manifest.clips:
         if clip.split not in rows:
@@ -161,13 +167,15 @@ def load_features(
         elif any(key not in stage.clips for stage in stages.values()):
             reason = "quarantined" if key in quarantined else "pending"
         else:
-            rows[clip.split].append((clip.clip_id, key, label))
+            rows[clip.split].append((clip, key, label))
         counts[clip.split][reason] = counts[clip.split].get(reason, 0) + 1
     read = {
         name: SplitFeatures(
-            tuple(r[0] for r in chosen),
+            tuple(r[0].clip_id for r in chosen),
             torch.stack([r[2] for r in chosen]),
             _read_split([r[1] for r in chosen], stages, needs, t_len, t_mode),
+            tuple(groups([r[0] for r in chosen])),
+            tuple(events([r[0] for r in chosen])),
         )
         for name, chosen in rows.items()
         if chosen

@@ -69,7 +69,9 @@ def check_submission(text: str, files: list[str], coarse: np.ndarray) -> None:
         raise UserError(f"prediction.csv, line 1: must be {','.join(HEADER)}")
     found = [row[0] for row in rows[1:]]
     if len(set(found)) < len(found) or len(set(files)) < len(files):
-        raise UserError("prediction.csv: file names repeat; each clip of the split needs a name of its own")
+        raise UserError(
+            "prediction.csv: E_BASENAME_COLLISION file names repeat; each clip of the split needs a name of its own"
+        )
     if set(found) != set(files):
         wrong = sorted(set(found) ^ set(files))[0]
         raise UserError(

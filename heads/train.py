@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heads import metrics, runs, spec
+from heads import grouped, metrics, runs, spec
 from heads.checkpoint import EVERY_S, write_state
 from heads.features import FeatureSet, load_features
 from heads.labels import LabelVectors, label_vectors
@@ -25,7 +25,7 @@ from pipeline.spec import digest
 
 @dataclass(frozen=True)
 class RunResult:
-    """Scores of the best epoch (shares of 1, all of `heads.metrics.scores`) and what they cost.
+    """Scores of the best epoch (shares of 1, all of `heads.grouped.scores`) and what they cost.
 
     `split` is "val", or "train" when there is no val: then the last epoch counts and the scores prove nothing.
     `seconds` are shared by runs that were trained side by side. `experts` are the keys of its stage-1 experts.
@@ -208,14 +208,14 @@ def _write(
     found, label = probabilities(out["logits"], multi), split.label.cpu().numpy()
     attention = out["attn"].cpu().numpy() if "attn" in out else None
     runs.write_predictions(folder, split.clip_id, label, found, attention, names=group.info.classes)
-    scores = metrics.scores(label, found, group.info.coarse)
+    scores = grouped.scores(split, found, group.info.coarse)
     if precision == "fp32":
         return scores, {}
     device = split.label.device
     with arithmetic(precision, device.type), autocast(precision, device):
         low = probabilities(predict(model, split)["logits"].float(), multi)
     others = metrics.scores(label, low, group.info.coarse)
-    difference = {name: others[name] - value for name, value in scores.items()}
+    difference = {name: value - scores[name] for name, value in others.items()}
     return scores, difference | {"probability_max": float(np.abs(low - found).max())}
 
 

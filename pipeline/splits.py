@@ -4,10 +4,54 @@ Clips of one group are no independent samples: a head that trains on one and is 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from pipeline.clip import Clip
+from pipeline.clip import Clip, check_dataset_name
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+
+KEPT = "test"  # this split is nobody's to draw again
+
+
+def resplit(
+    manifest: Manifest, name: str, folds: int, fold: int, seed: int = 0, by: str = "group_id"
+) -> Manifest:
+    """The dataset under another name, split anew: one of `group_folds` is val, the others train, test stays.
+
+    Raises UserError for a fold or column that is not there, or fewer groups than folds.
+    """
+    if by not in ("group_id", "subject_id"):
+        raise UserError(f"--by {by}: want group_id or subject_id")
+    if not 0 <= fold < folds:
+        raise UserError(f"--fold {fold}: want 0 to {folds - 1} of {folds} folds")
+    drawn = [clip for clip in manifest.clips if clip.split != KEPT]
+    if by == "subject_id" and (unknown := sum(clip.subject_id is None for clip in drawn)):
+        raise UserError(f"{manifest.dataset}: {unknown} clips have no subject_id; split --by group_id")
+    try:
+        fold_of = group_folds(drawn, folds, seed, by)
+    except ValueError as error:
+        raise UserError(f"{manifest.dataset}: {error}; take fewer --folds") from None
+    split_of = {
+        clip.clip_id: "val" if one == fold else "train" for clip, one in zip(drawn, fold_of, strict=True)
+    }
+    clips = [
+        replace(clip, dataset=name, split=split_of.get(clip.clip_id, KEPT), protocol="custom")
+        for clip in manifest.clips
+    ]
+    return replace(manifest, dataset=check_dataset_name(name), clips=tuple(clips))
+
+
+def events(clips: Sequence[Clip]) -> list[str]:
+    """What every clip shows, whichever camera shows it: alike for the views of one person in one interval.
+
+    Views are clips of one group with the same person, frames and labels.
+    """
+    return [
+        repr((group, clip.person_id or clip.subject_id, clip.start_frame, clip.end_frame, clip.label_ids))
+        for group, clip in zip(groups(clips), clips, strict=True)
+    ]
 
 
 def groups(clips: Sequence[Clip], by: str = "group_id") -> list[str]:

@@ -99,10 +99,41 @@ def dataset_validate(
     report = validate(manifest, extra)
     failed = report.errors > 0 or (strict and report.warnings > 0)
     record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,
-              "counts": report.counts, "problems": report.lines()}  # fmt: skip
+              "counts": report.counts, "levels": {one.code: one.level for one in report.problems},
+              "problems": report.lines()}  # fmt: skip
     summary = f"{name}: {len(manifest.clips)} clips, {report.errors} errors, {report.warnings} warnings"
     show(as_json, record, "\n".join([*report.lines(), summary]))
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command("split")
+def dataset_split(
+    name: Name,
+    cache: Cache,
+    to: Annotated[
+        str, typer.Option("--to", help="Name of the dataset with the new split; features are shared.")
+    ],
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Parts; one validates, the others train.")] = 5,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="The part that validates.")] = 0,
+    by: Annotated[
+        str, typer.Option("--by", help="What stays together: group_id or subject_id.")
+    ] = "group_id",
+    seed: Annotated[int, typer.Option("--seed", help="Of the order in which groups are dealt.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Split into train and val so that no group is parted and classes stay even; test stays as it is."""
+    from pipeline.manifest import manifest_path, read_manifest, write_manifest
+    from pipeline.media import media_path, read_media, write_media
+    from pipeline.splits import resplit
+    from pipeline.summary import rows_by_split, rows_text
+
+    manifest = resplit(read_manifest(manifest_path(cache, name)), to, folds, fold, seed, by)
+    write_manifest(manifest, manifest_path(cache, to))
+    if media := read_media(media_path(cache, name)):
+        write_media(media_path(cache, to), media)  # the same files: nobody hashes them again
+    splits = rows_by_split(manifest.clips)
+    record = {"dataset": to, "of": name, "folds": folds, "fold": fold, "by": by, "seed": seed, "rows": splits}
+    show(as_json, record, "\n".join([*rows_text(splits), f"{to}: {len(manifest.clips)} clips of {name}"]))
 
 
 @app.command("stats")

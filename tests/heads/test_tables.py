@@ -195,7 +195,7 @@ def test_predict_writes_a_submission(streams: dict, cache: Path, folder: Path, t
     ("change", "message"),
     [
         (lambda t: t.replace("vid,", "id,"), "line 1: must be vid,action_pred_1"),
-        (lambda t: t.replace("b.mp4", "a.mp4"), "repeat"),
+        (lambda t: t.replace("b.mp4", "a.mp4"), "E_BASENAME_COLLISION"),
         (lambda t: t.replace("b.mp4", "c.mp4"), "first difference: b.mp4"),
         (lambda t: t.replace("a.mp4,0,", "a.mp4,1,"), "line 2: needs 5 distinct actions of 0..5"),
         (lambda t: t.replace("a.mp4,0,", "a.mp4,9,"), "line 2: needs 5 distinct"),

@@ -158,6 +158,9 @@ def test_evaluate_refuses(finished: RunResult, tmp_path: Path) -> None:
         evaluate(tmp_path, tmp_path, features=SMALL)
     with pytest.raises(UserError, match="no usable clip in split test"):
         evaluate(finished.run_dir, tmp_path, "test", features=SMALL)
+    withheld = replace(SMALL, counts={**SMALL.counts, "test": {"used": 0, "unlabelled": 3}})
+    with pytest.raises(UserError, match="E_EVAL_NO_LABELS the labels of all 3 clips of split test"):
+        evaluate(finished.run_dir, tmp_path, "test", features=withheld)
     with pytest.raises(UserError, match=r"nope.safetensors: cannot be read"):
         evaluate(finished.run_dir, tmp_path, features=SMALL, checkpoint="nope")
     with pytest.raises(UserError, match=r"experts.body.in_proj.weight is"):

@@ -1,6 +1,7 @@
 """bmoe-cache dataset as its users meet it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,38 @@ def test_stats_and_export(tmp_path: Path) -> None:
     assert record("export", "smg", "--cache", cache, "--out", out_file)["digest"] == found["digest"]
     run("import", "copy", "--as", out_file, "--root", root, "--cache", cache)
     assert record("stats", "copy", "--cache", cache)["splits"] == found["splits"]
+
+
+def test_split_keeps_groups_and_files(tmp_path: Path) -> None:
+    cache = tmp_path / "c"
+    rows = "".join(f"r{i // 4}.mp4,{i % 4 * 20},{i % 4 * 20 + 20},nod,r{i // 4}\n" for i in range(24))
+    root = put(tmp_path / "root", {"a.csv": f"video_path,start_frame,end_frame,label,group_id\n{rows}"})
+    run("import", "own", "--as", "csv", "--root", root, "--cache", cache)
+    words = ("split", "own", "--to", "own_f1", "--cache", cache, "--folds", "3", "--fold", "1")
+    status, out, _ = run(*words)
+    assert status == 0
+    assert out.strip().endswith("own_f1: 24 clips of own")
+    assert {name: row["groups"] for name, row in record(*words)["rows"].items()} == {"train": 4, "val": 2}
+    assert record("stats", "own_f1", "--cache", cache)["splits"]["val"]["clips"] == 8
+    status, _, err = run(*words[:-1], "3")
+    assert (status, "want 0 to 2 of 3 folds" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["ma52", "ntu60"])
+def test_warnings_link_to_a_page_that_is_there(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder: the line ends with the path of the dataset's page."""
+    tree = TREES["ntu60"] if name == "ntu60" else {"test_list_videos.txt": "test0000.mp4 0\n"}
+    root = put(tmp_path / "root", tree)
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = run("import", name, "--root", root, "--cache", tmp_path / "c")
+    links = re.findall(r"\[fix: see (.*)\]", out)
+    assert links
+    assert all("## Known defects" in Path(link).read_text() for link in links)
+    _, out, _ = run("validate", name, "--cache", tmp_path / "c")
+    assert all(Path(link).is_file() for link in re.findall(r"\[fix: see (.*)\]", out))
+    assert "W_PROFILE_COUNT" in out
 
 
 @pytest.mark.parametrize("command", ["validate", "stats", "export"])

@@ -1,12 +1,18 @@
 """Folds keep groups whole and classes even."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clip import Clip
-from pipeline.splits import group_folds, groups, leaks
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+from pipeline.splits import group_folds, groups, leaks, resplit
+from pipeline.taxonomy import from_labels
+from pipeline.validate import validate
 
 
 def clip(
@@ -64,3 +70,35 @@ def test_classes_are_spread_evenly() -> None:
     held = np.array([np.bincount(labels[fold == one], minlength=10) for one in range(5)])
     assert (np.ptp(held, axis=0) <= 6).all(), held
     assert np.ptp(held.sum(1)) <= 9
+
+
+def test_a_dataset_is_split_anew_and_tests_stay() -> None:
+    splits = ("unsplit", "train", "test")
+    clips = tuple(clip(i, f"g{i // 3}", i % 2, splits[i // 30], subject=f"s{i // 6}") for i in range(90))
+    manifest = Manifest("own", Path("/videos"), from_labels("own", ["nod", "wave"]), clips)
+    tested = []
+    for fold in range(5):
+        new = resplit(manifest, "own_f", 5, fold, by="subject_id")
+        assert [one.clip_id for one in new.clips] == [one.clip_id for one in manifest.clips]
+        assert {one.dataset for one in new.clips} == {"own_f"}
+        held = {
+            split: {one.clip_id for one in new.clips if one.split == split}
+            for split in ("train", "val", "test")
+        }
+        assert held["test"] == {one.clip_id for one in clips if one.split == "test"}
+        assert len(held["val"]) == 12
+        assert not validate(new, levels=("table",)).counts.get("W_SPLIT_LEAK_GROUP")
+        people = [
+            {one.subject_id for one in new.clips if one.clip_id in held[split]} for split in ("train", "val")
+        ]
+        assert not people[0] & people[1]
+        tested += sorted(held["val"])
+    assert len(tested) == len(set(tested)) == 60  # every clip validates once
+    for arguments, message in (((9, 9), "want 0 to 8"), ((99, 0), "20 groups do not fill 99 folds")):
+        with pytest.raises(UserError, match=message):
+            resplit(manifest, "own_f", *arguments)
+    with pytest.raises(UserError, match="want group_id or subject_id"):
+        resplit(manifest, "own_f", 5, 0, by="label_ids")
+    nobody = Manifest("own", Path("/videos"), manifest.taxonomy, (clip(0, "g", 0), clip(1, "h", 0)))
+    with pytest.raises(UserError, match="2 clips have no subject_id"):
+        resplit(nobody, "own_f", 2, 0, by="subject_id")
