@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.clip import Clip
+from pipeline.clip import Clip, shown
 from pipeline.manifest import Manifest
 from pipeline.media import Media
 from pipeline.taxonomy import Expected, Range, Taxonomy
@@ -63,7 +63,7 @@ def description_text(taxonomy: Taxonomy) -> str:
         f"{taxonomy.title or taxonomy.name}: {len(taxonomy.labels)} classes ({taxonomy.label_kind}-label)",
         f"import   bmoe-cache dataset import {taxonomy.name} --root DIR --cache CACHE",
         f"licence  {taxonomy.licence.tag}: {taxonomy.licence.name} {taxonomy.licence.url}".rstrip(),
-        f"page     {taxonomy.page}",
+        f"page     {taxonomy.link}",
         "tree",
         *(f"  {line}" for line in taxonomy.tree.splitlines()),
         "options (--set OPTION=VALUE)",
@@ -71,7 +71,11 @@ def description_text(taxonomy: Taxonomy) -> str:
         "official counts",
     ]
     for protocol, profile in taxonomy.profiles.items():
-        for what, expected in (("rows", profile.rows), ("videos", profile.videos)):
+        for what, expected in (
+            ("rows", profile.rows),
+            ("videos", profile.videos),
+            ("subjects", profile.subjects),
+        ):
             if expected:
                 counts = ", ".join(f"{split} {_said(count)}" for split, count in expected.items())
                 lines.append(f"  {protocol} {what}: {counts}")
@@ -182,7 +186,7 @@ def statistics_text(record: Mapping[str, Any]) -> str:
         )
     lines.append(f"{'class':<40}" + "".join(f"{split:>9}" for split in splits))
     lines += [
-        f"{row['id']:>3} {row['name']:<36}" + "".join(f"{row[split]:>9}" for split in splits)
+        f"{row['id']:>3} {shown(row['name']):<36}" + "".join(f"{row[split]:>9}" for split in splits)
         for row in record["classes"]
     ]
     for variant, experts in record["experts"].items():

@@ -6,7 +6,7 @@ Built-in ones are data, `manifests/datasets/<name>.yaml`; imported folders and l
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -60,10 +60,11 @@ Expected = _Id | tuple[_Id, ...] | Range  # a count, one of several, or a range
 
 
 class Profile(_Frozen):
-    """Official counts of a protocol: clips and distinct videos by split; the split "all" counts every row."""
+    """Official counts of a protocol: clips, distinct videos and subjects by split; split "all" counts every row."""
 
     rows: dict[str, Expected] = Field(default_factory=dict)
     videos: dict[str, Expected] = Field(default_factory=dict)
+    subjects: dict[str, Expected] = Field(default_factory=dict)
 
 
 class Size(_Frozen):
@@ -194,6 +195,11 @@ class Taxonomy(_Frozen):
         """Like id_of for sources that spell the same names with other capitals."""
         return self._folded.get(normalise_name(name).casefold())
 
+    @property
+    def link(self) -> str:
+        """Where to read more, wherever the program runs: the page, else the command that says the same; or "" """
+        return _link(self.name, self.page)
+
     def experts_of(self, variant: str = "strict") -> Mapping[str, tuple[int, ...]]:
         """Region -> classes of its expert. Raises UserError for a variant the dataset does not have."""
         if variant == "strict":
@@ -210,6 +216,12 @@ class Taxonomy(_Frozen):
                 f"label {label_id} is not in {self.label_space}, whose ids run 0 to {len(self.labels) - 1}"
             )
         return self.labels[label_id].coarse
+
+
+@lru_cache
+def _link(name: str, page: str) -> str:
+    path = MANIFESTS.parent / page
+    return page and (str(path) if path.is_file() else f"`bmoe-cache dataset show {name}`")
 
 
 def normalise_name(name: str) -> str:

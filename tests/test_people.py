@@ -1,7 +1,9 @@
 """The box a clip is cropped to holds its person in every frame, and the frames are that part of the picture."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clip import Clip, clip_key
-from pipeline.decode import DecodePool, Frames
+from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.errors import ClipError
 from pipeline.media import decode_job
 from pipeline.people import PADDING, KeyBox, box_at, clip_box, crop_box
+from pipeline.presets import load_recipe
+from pipeline.run.build import build
+from pipeline.spec import STAGES
+from pipeline.store.reader import Cache
 from tests.decode.clips import write_video
+from tests.run.worlds import everything, import_clips
 
 SHA = "ab" * 32
 WIDTH, HEIGHT, FRAMES = 160, 96, 40
@@ -123,3 +130,47 @@ def test_a_box_that_shows_nobody_is_the_clip_s_error(scene: Path, box: KeyBox, c
         [(_, result)] = pool.decode([decode_job(person("odd", box), scene, "odd")])
     assert isinstance(result, ClipError)
     assert result.code == code
+
+
+def test_every_stage_sees_the_person_and_nothing_else(tmp_path: Path, small_world: Path) -> None:
+    """Two people side by side, cropped by their tracks, give the bytes of two videos that hold only the crops."""
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    world = sorted(small_world.rglob("*.mp4"))[:2]
+    with DecodePool(1) as pool:
+        found = [result for _, result in pool.decode(DecodeJob(path.name, path) for path in world)]
+    shown = [result.array[:24] for result in found if isinstance(result, Frames)]
+    scene = np.concatenate(shown, 2)
+    height, width = scene.shape[1:3]
+    half = width // 2
+    tracks = {
+        "left": (
+            (0, half * 0.2, height * 0.1, half * 0.7, height * 0.9),
+            (23, half * 0.3, 5, half * 0.8, height - 5),
+        ),
+        "right": ((0, half * 1.1, height * 0.1, half * 1.9, height * 0.9),),
+    }
+    lossless: dict[str, Any] = {"codec": "ffv1", "pix_fmt": "bgr0", "codec_options": {"threads": "1"}}
+
+    def save(name: str, frames: np.ndarray) -> None:
+        size = (frames.shape[2], frames.shape[1])
+        write_video(root / name, len(frames), size=size, draw=lambda i, *_: frames[i].copy(), **lossless)
+
+    save("scene.mkv", scene)
+    table = ["video_path,person_id,group_id,bbox,clip_id"]
+    for name, track in tracks.items():
+        x1, y1, x2, y2 = clip_box(crop_box(track, 0, None), width, height, root)
+        save(f"{name}.mkv", scene[:, y1:y2, x1:x2])
+        boxes = json.dumps([list(box) for box in track])
+        table += [f'scene.mkv,{name},scene,"{boxes}",scene-{name}', f"{name}.mkv,,,,alone-{name}"]
+    (root / "clips.csv").write_text("\n".join(table))
+    import_clips(cache, root, "people", "csv")
+    assert build(cache, "people", load_recipe("demo")).clips.done == 4
+    rows, keys = everything(cache, "people"), Cache(cache).clip_keys("people")
+    assert len(set(keys.values())) == 4  # the track is part of what a clip is
+    names = {(stage, array) for stage, array, _ in rows}
+    assert {stage for stage, _ in names} == set(STAGES)
+    for stage, array in names:
+        for name in tracks:
+            cropped, alone = (rows[stage, array, keys[f"{where}-{name}"]] for where in ("scene", "alone"))
+            assert np.array_equal(cropped, alone), (stage, array, name)

@@ -19,6 +19,14 @@ class Problem:
     message: str
 
 
+# Of the warnings an import leaves, those of another level than schema.
+IMPORTED = {
+    "W_LABEL_PLACEHOLDER": "table",
+    "W_DUP_ROW": "table",
+    "W_SKEL_LISTED_MISSING": "table",
+    "W_PROFILE_COUNT": "profile",
+}
+
 Check = Callable[[Manifest], Iterator[Problem]]
 Row = tuple[int, Clip]  # 1-based row number in clip_id order, clip
 
@@ -45,8 +53,8 @@ def problem(
         named = clip.source_file is not None and clip.source_line is not None
         line = f"{clip.source_file}:{clip.source_line}" if named else f"{manifest.dataset}:{number}"
         where = f"{line} {clip.clip_id}"
-    if not fix and code.startswith("W_") and manifest.taxonomy.page:
-        fix = f"see {manifest.taxonomy.page}"
+    if not fix and code.startswith("W_") and manifest.taxonomy.link:
+        fix = f"see {manifest.taxonomy.link}"
     facts = [f"{word} {value}" for word, value in (("got", got), ("want", want)) if value is not None]
     tail = f" ({', '.join(facts)})" if facts else ""
     return Problem(code, level, shown(f"{code} {where}: {text}{tail}{f' [fix: {fix}]' if fix else ''}"))

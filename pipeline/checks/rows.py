@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
-from pipeline.checks import Problem, Row, problem
+from pipeline.checks import IMPORTED, Problem, Row, problem
 from pipeline.clip import CLIP_ID, Clip, path_problem
 from pipeline.manifest import Manifest
 
@@ -21,7 +21,8 @@ _LEAST = {"n_frames": 1, "stream_index": 0, "source_line": 1, "width": 1, "heigh
 def schema(manifest: Manifest) -> Iterator[Problem]:
     """Values that their column does not allow, and what the import noticed."""
     for line in manifest.warnings:
-        yield Problem(line.partition(" ")[0], "schema", line)
+        code = line.partition(" ")[0]
+        yield Problem(code, IMPORTED.get(code, "schema"), line)
     for row in enumerate(manifest.clips, 1):
         yield from _schema(manifest, row)
 

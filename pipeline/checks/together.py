@@ -79,22 +79,26 @@ def classes(manifest: Manifest) -> Iterator[Problem]:
 
 
 def counts(manifest: Manifest) -> Iterator[Problem]:
-    """Rows and videos of a described dataset against its official counts."""
+    """Rows, videos and subjects of a described dataset against its official counts."""
     protocols = {clip.protocol for clip in manifest.clips}
     for protocol, profile in manifest.taxonomy.profiles.items():
         if protocol not in protocols:
             continue
         rows: Counter[str] = Counter()
-        videos: dict[str, set[str]] = defaultdict(set)
+        distinct: dict[tuple[str, str], set[str | None]] = defaultdict(set)
         for clip in manifest.clips:
             if clip.protocol == protocol:
-                rows.update((clip.split, "all"))
-                videos[clip.split].add(clip.media_path)
-                videos["all"].add(clip.media_path)
-        found = {"rows": rows, "videos": {split: len(paths) for split, paths in videos.items()}}
-        for what, expected in (("rows", profile.rows), ("videos", profile.videos)):
+                for split in (clip.split, "all"):
+                    rows[split] += 1
+                    distinct["videos", split].add(clip.media_path)
+                    distinct["subjects", split].add(clip.subject_id)
+        for what, expected in (
+            ("rows", profile.rows),
+            ("videos", profile.videos),
+            ("subjects", profile.subjects),
+        ):
             for split, want in expected.items():
-                got = found[what].get(split, 0)
+                got = rows[split] if what == "rows" else len(distinct[what, split] - {None})
                 if not _meets(got, want):
                     text = f"{what} of {split} under protocol {protocol} are not the official ones"
                     yield problem(

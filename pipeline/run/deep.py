@@ -7,7 +7,7 @@ soon as it is known: an interrupted run goes on where it was, and a second one d
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener
 from pipeline.manifest import Clip, Manifest, manifest_path, resolve
 from pipeline.media import Media, index_folder, media_path, read_media, scan, write_media
+from pipeline.skeletons import read_skeletons
 
 VERSION = 1
 SCAN_CHUNK = 500  # files hashed and probed between two writes of the media table
@@ -42,6 +43,7 @@ def deep_problems(cache: Path, manifest: Manifest, workers: int, listen: Listene
     yield from _files(manifest, rows, media, found)
     for row in rows:
         yield from _clip(manifest, row, media, found)
+    yield from _skeletons(manifest, rows, media, listen)
 
 
 # ---- what is on disk --------------------------------------------------------------------------------------
@@ -169,7 +171,9 @@ def _files(
                 continue
             seen.add((file.path, clip.stream_index))
             if file.code is not None:
-                yield say(file.code, str(file.error), row)
+                # a format nobody reads here costs a clip its skeletons, not its video
+                spare = file.code == "E_SKEL_FORMAT" and clip.video_path
+                yield say("W_SKEL_FORMAT" if spare else file.code, str(file.error), row)
                 continue
             result = found.get((str(file.sha256), clip.stream_index)) if path == clip.video_path else None
             if isinstance(result, ClipError):
@@ -222,33 +226,21 @@ def _clip(
     """A clip's frames and boxes against what its file really holds."""
     say = partial(problem, manifest, row=row, level="decode")
     clip = row[1]
-    file = media.get(clip.media_path)
-    if file is None or file.sha256 is None or file.code is not None:
+    file = media.get(clip.video_path or "")
+    whole = found.get((file.sha256, clip.stream_index)) if file and file.sha256 else None
+    if whole is None or isinstance(whole, ClipError):
         return
-    whole = found.get((file.sha256, clip.stream_index)) if clip.video_path else None
-    if isinstance(whole, ClipError):
-        return
-    frames = whole.frames if whole else file.n_frames
-    if frames is None:
-        return
-    start, end = clip.start_frame or 0, clip.end_frame
-    if whole and whole.damage and (end is None or end > whole.good):
+    frames, start, end = whole.frames, clip.start_frame or 0, clip.end_frame
+    if whole.damage and (end is None or end > whole.good):
         code = "W_DAMAGED" if whole.good > start else "E_DECODE"
         text = f"{whole.good} of its frames decode: {whole.damage}"
         yield say(code, text, want="all" if end is None else end, fix="copy the file again")
     elif start >= frames or (end is not None and end > frames + 1):
-        fix = "correct the interval"
-        yield say(
-            "E_END_PAST_EOF",
-            "the clip leaves its file",
-            got=f"{frames} frames",
-            want=end or start + 1,
-            fix=fix,
-        )
+        text, fix = "the clip leaves its file", "correct the interval"
+        yield say("E_END_PAST_EOF", text, got=f"{frames} frames", want=end or start + 1, fix=fix)
     elif end == frames + 1:
         yield say("W_END_PAST_EOF", "end_frame is one frame past the end", got=end, want=frames)
-    if whole:
-        yield from _boxes(manifest, row, whole.width, whole.height)
+    yield from _boxes(manifest, row, whole.width, whole.height)
 
 
 def _boxes(manifest: Manifest, row: Row, width: int, height: int) -> Iterator[Problem]:
@@ -268,3 +260,21 @@ def _boxes(manifest: Manifest, row: Row, width: int, height: int) -> Iterator[Pr
         yield say(
             "W_BBOX_CLIPPED", "a key box reaches over the edge and is cut there", want=f"inside {picture}"
         )
+
+
+def _skeletons(
+    manifest: Manifest, rows: Iterable[Row], media: Mapping[str, Media], listen: Listener
+) -> Iterator[Problem]:
+    """Clips whose frames or person their skeleton file does not have, or in which nobody is tracked."""
+    read = lru_cache(maxsize=2)(read_skeletons)  # clips of a long recording follow each other
+    todo = [row for row in rows if row[1].skeleton_path in media and not media[row[1].skeleton_path].code]
+    for done, row in enumerate(todo, 1):
+        clip = row[1]
+        try:
+            whole = read(resolve(manifest.root, clip.skeleton_path or ""), clip.skeleton_format)
+            whole.part(clip.start_frame or 0, clip.end_frame, clip.person_id)
+        except ClipError as error:
+            fix = "correct the row, or restore the file"
+            text = f"{clip.skeleton_path}: {error.message}"
+            yield problem(manifest, error.code, text, row, level="decode", fix=fix)
+        listen(Event("step", "reading skeletons", done, len(todo)))

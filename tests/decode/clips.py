@@ -1,6 +1,7 @@
 """Small video files with known frames, made with PyAV."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,28 @@ def write_video(
     container_options: dict[str, str] | None = None,
     pts: Callable[[int], int] | None = None,
     draw: Callable[..., np.ndarray] = picture,
+    aspect: Fraction | None = None,
+    streams: int = 1,
+    pix_fmt: str = "yuv420p",
 ) -> Path:
     """H.264 with B-frames and a keyframe every 12 frames unless told otherwise; noise makes large packets.
 
-    pts gives the time stamp of a frame in 1/25 s; draw(number, width, height) its picture.
+    pts gives the time stamp of a frame in 1/25 s; draw(number, width, height) its picture; aspect is that of a
+    pixel; further streams hold the same.
     """
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=25)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        if codec == "mpeg4":
-            stream.bit_rate = 8_000_000  # the default is too coarse to tell frames apart
-        stream.options = codec_options or {"bf": "2", "g": "12", "threads": "1"}
-        if rotation is not None:
-            stream.set_display_rotation(rotation, hflip=hflip)
+        made: list[Any] = [container.add_stream(codec, rate=25) for _ in range(streams)]
+        for stream in made:
+            stream.width, stream.height = size
+            stream.pix_fmt = pix_fmt
+            if aspect:
+                stream.codec_context.sample_aspect_ratio = aspect
+            if codec == "mpeg4":
+                stream.bit_rate = 8_000_000  # the default is too coarse to tell frames apart
+            stream.options = codec_options or {"bf": "2", "g": "12", "threads": "1"}
+            if rotation is not None:
+                stream.set_display_rotation(rotation, hflip=hflip)
         for number in range(frames):
             rgb = draw(number, *size)
             if noise:
@@ -59,10 +67,10 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
             if pts:
                 frame.pts = pts(number)
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            for stream in made:
+                container.mux(stream.encode(frame))
+        for stream in made:
+            container.mux(stream.encode())
     return path
 
 
@@ -84,13 +92,16 @@ def packets(path: Path) -> list[tuple[int, int]]:
         return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
-def remux(source: Path, target: Path, skip: int = 0) -> Path:
-    """The packets of source from the skip-th on, unchanged, in another container."""
+def remux(source: Path, target: Path, skip: int = 0, twice: int = 0) -> Path:
+    """The packets of source from the skip-th on in another container; packet number `twice` gets its follower's
+    time stamp."""
     with av.open(str(source)) as read, av.open(str(target), "w") as write:
         stream = write.add_stream_from_template(read.streams.video[0])
         for index, packet in enumerate(read.demux(video=0)):
             if packet.size and index >= skip:
                 packet.stream = stream
+                if twice and index == twice:
+                    packet.pts += packet.duration
                 write.mux(packet)
     return target
 

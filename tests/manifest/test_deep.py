@@ -5,19 +5,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.clip import Clip
+from pipeline.decode import DecodeJob, DecodePool
 from pipeline.events import Event, silent
-from pipeline.manifest import Manifest, manifest_path, write_manifest
+from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.run import deep
+from pipeline.run.build import read_files
 from pipeline.store.layout import init_cache
 from pipeline.taxonomy import from_labels
-from tests.decode.clips import packets, write_sound, write_video
+from tests.decode.clips import packets, remux, write_sound, write_video
+from tests.skeletons.files import write_ntu
 
 TAXONOMY = from_labels("tiny", ["nod", "wave"])
 FRAMES = 40
@@ -48,6 +54,14 @@ CASES: list[tuple[dict[str, Any], str | None]] = [
     ({"video_path": "damaged.mp4"}, "W_DAMAGED"),
     ({"video_path": "damaged.mp4", "end_frame": 12}, None),
     ({"video_path": "damaged.mp4", "start_frame": 36}, "E_DECODE"),
+    ({"video_path": "note.mp4"}, "E_NOT_A_VIDEO"),
+    ({"video_path": "varying.mp4"}, "W_VFR"),
+    ({"video_path": "late.mp4"}, "W_START_OFFSET"),
+    ({"video_path": "wide.mp4"}, "W_SAR"),
+    ({"video_path": "two.mp4"}, "W_MULTI_VIDEO_STREAM"),
+    ({"video_path": "two.mp4", "stream_index": 1}, None),
+    ({"video_path": "endless.mkv"}, "W_NO_DURATION"),
+    ({"video_path": "back.mkv"}, "W_PTS_NON_MONOTONIC W_VFR"),
 ]
 
 
@@ -61,6 +75,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "turned.mp4", 6, rotation=90)
     write_video(folder / "small.mp4", 4, size=(14, 32))
     write_sound(folder / "sound.wav")
+    (folder / "note.mp4").write_text("no video")
+    write_video(folder / "varying.mp4", FRAMES, pts=lambda i: i + i * i // 7)
+    write_video(folder / "late.mp4", FRAMES, pts=lambda i: i + 50)
+    write_video(folder / "wide.mp4", FRAMES, aspect=Fraction(4, 3))
+    write_video(folder / "two.mp4", FRAMES, streams=2)
+    write_video(folder / "endless.mkv", FRAMES, container_options={"live": "1"})
+    plain = write_video(folder / "plain.mp4", FRAMES, codec="mpeg4", codec_options={"g": "12"})
+    remux(plain, folder / "back.mkv", twice=5)
     damaged = bytearray(write_video(folder / "damaged.mp4", FRAMES, noise=True).read_bytes())
     offset, size = packets(folder / "damaged.mp4")[25]
     damaged[offset + 4 : offset + size] = bytes(size - 4)
@@ -85,7 +107,7 @@ def test_one_fault_one_problem(tmp_path: Path, root: Path) -> None:
         code, where, clip_id, _ = one.message.split(" ", 3)
         assert (code, where.split(":")[0]) == (one.code, "tiny"), one.message
         found.setdefault(clip_id.rstrip(":"), []).append(code)
-    wanted = {f"case-{number:02d}": [code] for number, (_, code) in enumerate(CASES) if code}
+    wanted = {f"case-{number:02d}": codes.split() for number, (_, codes) in enumerate(CASES) if codes}
     assert found == wanted
 
 
@@ -149,3 +171,77 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     events: list[Event] = []
     assert problems(cache, videos, *clips, events=events) == []
     assert decoded(events) == 4 - kept
+
+
+def test_skeletons_are_held_against_their_files(tmp_path: Path) -> None:
+    """Every code of skeletons, each once, and none for a sound file."""
+    root = tmp_path / "root"
+    root.mkdir()
+    xyz = write_ntu(root / "good.skeleton")
+    text = (root / "good.skeleton").read_text()
+    (root / "cut.skeleton").write_text(text[: len(text) // 2])
+    (root / "twenty.skeleton").write_text(text.replace("\n25\n", "\n20\n"))
+    (root / "nobody.skeleton").write_text("2\n0\n0\n")
+    (root / "words.skeleton").write_text(text.replace("\n25\n", "\nmany\n"))
+    np.savez(root / "objects.npz", xyz=np.array([{}], object))
+    write_video(root / "a.mp4", FRAMES)
+    ntu = {"video_path": None, "modality": "skeleton", "skeleton_format": "ntu_skeleton"}
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({"skeleton_path": "good.skeleton"}, None),
+        ({"skeleton_path": "good.skeleton", "person_id": "77"}, "E_SKEL_PERSON"),
+        ({"skeleton_path": "good.skeleton", "end_frame": len(xyz) + 2}, "E_END_PAST_EOF"),
+        ({"skeleton_path": "cut.skeleton"}, "E_SKEL_TRUNCATED"),
+        ({"skeleton_path": "twenty.skeleton"}, "E_SKEL_JOINTCOUNT"),
+        ({"skeleton_path": "nobody.skeleton"}, "E_SKEL_EMPTY"),
+        ({"skeleton_path": "words.skeleton"}, "E_SKEL_VALUE"),
+        ({"skeleton_path": "objects.npz", "skeleton_format": "ucla_npz"}, "E_PICKLE_UNSAFE"),
+        ({"skeleton_path": "a.pkl", "skeleton_format": "mmaction_pkl"}, "E_MISSING_FILE"),
+        ({"skeleton_path": "a.mp4", "skeleton_format": "smg_csv"}, "E_SKEL_FORMAT"),
+        ({"skeleton_path": "a.csv", "skeleton_format": "smg_csv", "video_path": "a.mp4"}, "W_SKEL_FORMAT"),
+    ]
+    (root / "a.csv").write_text("0\n")
+    clips = [
+        replace(GOOD, clip_id=f"case-{i:02d}", **{**ntu, **values}) for i, (values, _) in enumerate(cases)
+    ]
+    found = {
+        one.message.split(" ")[2].rstrip(":"): one.code for one in problems(tmp_path / "c", root, *clips)
+    }
+    assert found == {f"case-{i:02d}": code for i, (_, code) in enumerate(cases) if code}
+
+
+def test_a_recording_is_hashed_probed_and_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many clips it has, whichever command asks first, and whoever asks again."""
+    from pipeline import media as media_module
+
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    for name in ("one.mp4", "two.mp4"):
+        write_video(root / name, 60, noise=name == "one.mp4")
+    hashed: list[str] = []
+    probed: list[str] = []
+    hash_file, probe_files = media_module.sha256_file, DecodePool.probe
+
+    def counting_hash(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    def counting_probe(pool: DecodePool, jobs: Iterable[DecodeJob]) -> Any:
+        jobs = list(jobs)
+        probed.extend(job.path.name for job in jobs)
+        return probe_files(pool, jobs)
+
+    monkeypatch.setattr(media_module, "sha256_file", counting_hash)
+    monkeypatch.setattr(DecodePool, "probe", counting_probe)
+    clips = [
+        replace(GOOD, clip_id=f"{name[:3]}-{start}", video_path=name, start_frame=start, end_frame=start + 16)
+        for name in ("one.mp4", "two.mp4")
+        for start in range(0, 44)
+    ]
+    events: list[Event] = []
+    assert problems(cache, root, *clips, events=events) == []
+    assert decoded(events) == 2
+    read_files(cache, read_manifest(manifest_path(cache, "tiny")), silent)  # what plan and build do first
+    assert problems(cache, root, *clips) == []
+    assert sorted(hashed) == sorted(probed) == ["one.mp4", "two.mp4"]

@@ -25,6 +25,7 @@ def test_every_dataset_has_a_page(taxonomy) -> None:  # type: ignore[no-untyped-
 
 def test_every_code_is_documented() -> None:
     sources = [ROOT / "pipeline/run/deep.py", ROOT / "pipeline/manifest.py", ROOT / "pipeline/jsonl.py"]
+    sources += [ROOT / "heads/evaluate.py", ROOT / "heads/submit.py"]
     for folder in ("checks", "datasets", "skeletons"):
         sources += (ROOT / "pipeline" / folder).glob("*.py")
     sources += [ROOT / "pipeline/decode" / name for name in ("whole.py", "probe.py", "worker.py")]

@@ -177,7 +177,7 @@ def test_a_person_is_required_where_several_may_be_seen() -> None:
     assert report.counts["E_PERSON_REQUIRED"] == 1
     assert "tiny:train:a" in next(one for one in report.lines() if "E_PERSON_REQUIRED" in one)
     empty = next(one for one in report.lines() if one.startswith("W_CLASS_EMPTY"))
-    assert empty.endswith("[fix: see docs/datasets/tiny.md]")
+    assert empty.endswith("[fix: see `bmoe-cache dataset show tiny`]")
 
 
 def test_two_persons_of_one_interval_are_no_repeat() -> None:
