@@ -411,3 +411,13 @@ def test_a_table_without_commas_is_shown(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("video_path;label\na.mp4;nod\n")
     with pytest.raises(UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*commas"):
         import_dataset("mine", tmp_path, "csv")
+
+
+def test_a_name_in_another_unicode_form_is_the_label_and_is_told(tmp_path: Path) -> None:
+    """iMiGUE's class 13 has a full-width comma; copies of its tables have a plain one, and blanks at the end."""
+    (tmp_path / "a.csv").write_text(
+        'video_path,label\na.mp4,"Buckle button,pulling shirt collar, adjusting  tie "\nb.mp4,Head up\n'
+    )
+    manifest = import_dataset("imigue", tmp_path, "csv")
+    assert [clip.label_ids for clip in manifest.clips] == [(13,), (27,)]
+    assert [line.split()[0] for line in manifest.warnings] == ["W_NAME_NORMALISED"]
