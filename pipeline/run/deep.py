@@ -267,7 +267,7 @@ def _skeletons(
 ) -> Iterator[Problem]:
     """Clips whose frames or person their skeleton file does not have, or in which nobody is tracked."""
     read = lru_cache(maxsize=2)(read_skeletons)  # clips of a long recording follow each other
-    todo = [row for row in rows if row[1].skeleton_path in media and not media[row[1].skeleton_path].code]
+    todo = [row for row in rows if (file := media.get(row[1].skeleton_path or "")) and not file.code]
     for done, row in enumerate(todo, 1):
         clip = row[1]
         try:
