@@ -38,6 +38,7 @@ from pipeline.presets import Recipe, unweighted_spec
 from pipeline.run.engine import Engine, pick_device
 
 WINDOW, STRIDE = 16, 4
+WORKERS = 2  # decode processes of a build, by default; part `decode` is also measured with one
 PARTS = ("decode", "decode_long", "tiny", "manet", "base")
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("videomaev2", {"img_size": 64, "embed_dim": 96, "depth": 4, "num_heads": 4, "num_classes": 0}),
@@ -94,19 +95,20 @@ def compare_decoding(paths: Sequence[Path], windows: Windows, rounds: int) -> di
                 made += len(windows.get(np.arange(start, start + WINDOW))) == WINDOW
         return made
 
-    with DecodePool(1) as pool:
+    def ours(pool: DecodePool) -> int:
+        made = 0
+        for _, clip in pool.decode(DecodeJob(str(path), path) for path in paths):
+            assert not isinstance(clip, Exception)
+            for start in starts(len(clip.array)):
+                made += len(clip.array[start : start + WINDOW]) == WINDOW
+        return made
 
-        def ours() -> int:
-            made = 0
-            for _, clip in pool.decode(DecodeJob(str(path), path) for path in paths):
-                assert not isinstance(clip, Exception)
-                for start in starts(len(clip.array)):
-                    made += len(clip.array[start : start + WINDOW]) == WINDOW
-            return made
-
-        count = ours()
-        times = race({"published": published, "ours": ours}, count, rounds)
-    return _result(times, count, "windows")
+    with DecodePool(1) as one, DecodePool(WORKERS) as some:
+        contenders = {"published": published, "ours": lambda: ours(one), "ours_parallel": lambda: ours(some)}
+        count = ours(one)
+        times = race(contenders, count, rounds)
+    parallel = ratio(times["published"], times["ours_parallel"])
+    return _result(times, count, "windows") | {"workers": WORKERS, "ratio_parallel": parallel}
 
 
 def compare_encoder(

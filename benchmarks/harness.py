@@ -70,18 +70,24 @@ def arguments(description: str | None, rounds: int = 5) -> argparse.ArgumentPars
     """A parser with the options of every benchmark: --rounds and --out."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="timed runs of every contender")
-    parser.add_argument("--out", action="store_true", help="also write benchmarks/results/NAME.json")
+    parser.add_argument(
+        "--out", nargs="?", const=True, default=False, metavar="NAME",
+        help="also write benchmarks/results/NAME.json; default: that of the benchmark",
+    )  # fmt: skip
     return parser
 
 
-def report(name: str, measured: Mapping[str, Any], out: bool = False) -> None:
-    """Print one JSON line: the benchmark, what it measured, the command and the machine."""
+def report(name: str, measured: Mapping[str, Any], out: bool | str = False) -> None:
+    """Print one JSON line: the benchmark, what it measured, the command and the machine.
+
+    ``out`` writes it to benchmarks/results too, under the benchmark's name or the one given.
+    """
     command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     line = json.dumps({"benchmark": name, **measured, "command": command, "machine": machine()})
     print(line)
     if out:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(line + "\n")
+        (RESULTS / f"{name if out is True else out}.json").write_text(line + "\n")
 
 
 def machine() -> dict[str, Any]:

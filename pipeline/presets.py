@@ -95,8 +95,7 @@ def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = Non
     naming everything missing at once, a line for each.
     """
     outside = list(dict.fromkeys(entry.name for entry in entries.values() if entry.repo or entry.folder))
-    if given is not None and not given.exists():
-        raise UserError(f"--weights {given}: no such file or folder; check the path")
+    check_given(given)
     if given is not None and given.is_file() and len(outside) > 1:
         wants = ", ".join(outside)
         raise UserError(f"--weights {given} is one file, preset '{name}' wants {wants}; give their folder")
@@ -113,11 +112,18 @@ def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = Non
     return files
 
 
+def check_given(path: Path | None) -> None:
+    """Raises UserError where --weights names nothing."""
+    if path is not None and not path.exists():
+        raise UserError(f"--weights {path}: no such file or folder; check the path")
+
+
 def locate_weights(
     name: str | None, preset: str | None, given: Path | None = None
 ) -> list[tuple[Weights, Path | None]]:
     """One entry by name, or those of a preset, and where they are. Raises UserError as ``find_all`` does."""
     entries = choose_weights(name, preset)
+    check_given(given)
     if preset is None:
         return [(entry, resolve_weights(entry, given, alone=True)) for entry in entries]
     files = find_all(preset, {entry.name: entry for entry in entries}, given)

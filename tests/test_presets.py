@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.encoders.weights import resolve_weights, weights_entry
 from pipeline.errors import UserError
-from pipeline.presets import FOLDER, load_recipe, preset_names, read_preset, wanted_weights
+from pipeline.presets import FOLDER, load_recipe, locate_weights, preset_names, read_preset, wanted_weights
 from pipeline.spec import RegionsSpec
 
 
@@ -115,6 +115,12 @@ def test_everything_missing_is_named_at_once_a_line_each(tmp_path: Path) -> None
     assert [line.split("'")[1] for line in lines] == ["sapiens-seg-1b", "videomaev2-giant-k710", "manet-ma52"]
     assert all("weights fetch" in line and "licence: " in line for line in lines)
     assert "weights fetch --preset paper" in last
+
+
+def test_a_place_that_does_not_exist_is_said(tmp_path: Path) -> None:
+    for name, preset in (("manet-ma52", None), (None, "base")):
+        with pytest.raises(UserError, match=r"--weights .*gone: no such file or folder"):
+            locate_weights(name, preset, tmp_path / "gone")
 
 
 def test_one_file_will_do_where_one_is_wanted(tmp_path: Path) -> None:

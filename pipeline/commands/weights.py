@@ -17,7 +17,9 @@ OfPreset = Annotated[str | None, typer.Option("--preset", help="All weights of t
 def weights_list(weights: Weights = None, as_json: Json = False) -> None:
     """What there is: model, size, whether it is on this machine, licence."""
     from pipeline.encoders.weights import describe, find_weights, weights_table
+    from pipeline.presets import check_given
 
+    check_given(weights)
     records = [describe(entry, find_weights(entry, weights)) for entry in weights_table().values()]
     lines = [
         f"{record['name']:<30} {record['model']:<18} {record['size']:>8}  "
@@ -37,7 +39,9 @@ def weights_show(
     import yaml
 
     from pipeline.encoders.weights import describe, find_weights, weights_entry
+    from pipeline.presets import check_given
 
+    check_given(weights)
     entry = weights_entry(name)
     record = describe(entry, find_weights(entry, weights, alone=True))
     show(as_json, record, yaml.safe_dump(record, sort_keys=False, width=110).rstrip())

@@ -90,9 +90,12 @@ def check(entry: Weights, path: Path | None) -> dict[str, Any]:
     Returns {"name", "model", "path", "sha256", "pinned" (whether the entry says which), "parameters", "differences"}.
 
     Raises:
-        UserError: damaged, another file than the pinned one, or not of this model.
+        UserError: damaged, another file than the pinned one (then with what it holds), or not of this model.
     """
-    sha256 = weights_digest(entry, path)
+    try:
+        sha256 = weights_digest(entry, path)
+    except UserError as error:
+        raise UserError(f"{error}; {_held(entry, path)}") from None
     model, differences = open_encoder(entry.model, entry.config, path)
     return {
         "name": entry.name,
@@ -103,6 +106,15 @@ def check(entry: Weights, path: Path | None) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "differences": [str(difference) for difference in differences],
     }
+
+
+def _held(entry: Weights, path: Path | None) -> str:
+    """What a file that is not the pinned one holds, for the message about it."""
+    try:
+        open_encoder(entry.model, entry.config, path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return f"its names and shapes are those of {entry.model}"
 
 
 def load_weights(model: "nn.Module", path: Path) -> tuple[Difference, ...]:
@@ -158,7 +170,7 @@ def _check_fit(
         if options := _options_of(missing, unexpected):
             remedy = f"this file needs the config {{{', '.join(options)}}}"
         raise UserError(
-            f"{path}: looks like {looks_like}, which is not the {kind} asked for ({told}); {remedy}"
+            f"{path}: looks like {looks_like} and does not fit the {kind} asked for ({told}); {remedy}"
         )
 
 
@@ -185,6 +197,12 @@ def resembles(state: Mapping[str, "Tensor"]) -> str:
         (r"backbone\.layers\.(\d+)\.ln1\.weight", "sapiens-seg", "Sapiens segmentation"),
         (r"layers\.\d+\.ln1\.weight", None, "a Sapiens pre-training encoder"),
         (r"backbone\.layer1\..*\.fcce\..*", None, "MANet"),
+        (r"backbone\.blocks\.0\.ffn\.w12\.weight", None, "Sapiens2 segmentation"),
+        (
+            r"(?:vjepa2\.)?encoder\.embeddings\.patch_embeddings\.proj\.weight",
+            None,
+            "V-JEPA 2 of transformers",
+        ),
     ):
         hits = [match for key in state if (match := re.fullmatch(pattern, key))]
         if hits and family:

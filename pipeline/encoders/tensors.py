@@ -6,8 +6,11 @@ archive is a program, and torch.jit.load runs the parts of it that rebuild its o
 """
 
 import argparse
+import contextlib
 import pickle
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WRAPPERS = ("state_dict", "model", "module")  # mmcv and mmengine; VideoMAE; DeepSpeed
+# What the pickles of honest checkpoints call.
+ORDINARY = (
+    "torch.", "collections.OrderedDict", "argparse.Namespace",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")  # data parallel; torch.compile; Hugging Face remote code
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -28,10 +36,18 @@ STORAGES = {
 }  # fmt: skip
 
 
+# How files begin that are no weights, though downloads often leave them under the name of some.
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for; run `git lfs pull`",
+    b"<": "a web page, perhaps the error page of a download; get the file again",
+    b"\x1f\x8b": "packed with gzip; unpack it",
+}
+
+
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """Tensors of a weights file by name, in the file's dtypes, wrappers and common prefixes taken off.
 
-    Reads safetensors, torch checkpoints and TorchScript archives.
+    Reads safetensors, torch checkpoints and TorchScript archives, told apart by what they hold.
 
     Raises:
         UserError: no such file, damaged, asking for code, or without a state dict inside.
@@ -55,33 +71,93 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
-    if asked := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?([\w.]+\.\w+)", str(error)):
+    asked = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
+    protocol, called = (2, []) if asked else _outline(path)
+    strange = asked[1] if asked else next((name for name in called if not name.startswith(ORDINARY)), None)
+    if strange:
         raise UserError(
-            f"{path}: refused, because reading it would run code: it asks for {asked[1]}; use a safetensors file or "
+            f"{path}: refused, because reading it would run code: it asks for {strange}; use a safetensors file or "
             "a checkpoint that holds tensors only"
+        ) from None
+    if protocol > 2 and called:
+        raise UserError(
+            f"{path}: pickled with protocol {protocol}, which torch reads only where code is trusted; save it again "
+            "with torch.save's own protocol, or as safetensors"
         ) from None
     first_line = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
     raise UserError(f"{path}: damaged, or no weights file ({first_line}); get it again") from None
 
 
+def _outline(path: Path) -> tuple[int, list[str]]:
+    """The protocol of a torch file's pickles, and what they would call; nothing is run."""
+    protocol, called = 0, list[str]()
+    with (
+        contextlib.ExitStack() as files,
+        contextlib.suppress(Exception),
+    ):  # at the end, or where it is damaged
+        if zipfile.is_zipfile(path):
+            archive = files.enter_context(zipfile.ZipFile(path))
+            source = archive.open(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        else:
+            source = path.open("rb")
+        files.enter_context(source)
+        while True:  # files older than torch 1.6 are several pickles one after the other
+            texts, memo = [""], list[str]()
+            for operation, argument, _ in pickletools.genops(source):
+                if operation.name == "PROTO":
+                    protocol = argument
+                elif operation.name == "GLOBAL":
+                    called.append(argument.replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    called.append(".".join(texts[-2:]))
+                elif operation.name == "MEMOIZE":
+                    memo.append(texts[-1])
+                elif operation.name in ("BINGET", "LONG_BINGET"):
+                    texts.append(memo[argument] if argument < len(memo) else "")
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    return protocol, called
+
+
 def _read(path: Path) -> Any:
     import torch
 
-    if path.suffix == ".safetensors":
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise UserError(f"{path}: empty; get it again")
+    for beginning, what in FOREIGN.items():
+        if head.startswith(beginning):
+            raise UserError(f"{path}: {what}")
+    if head[8:9] == b"{":  # behind the length of a JSON header
         from safetensors.torch import load_file
 
         return load_file(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = {"/".join(name.split("/")[1:]) for name in archive.namelist()}
+            if "data.pkl" not in names:
+                raise UserError(
+                    f"{path}: a program or archive, not weights; use the .pth or TorchScript file of this model"
+                )
+            held = (info for info in archive.infolist() if re.search(r"/data(\.pkl$|/)", info.filename))
+            if sum(info.file_size for info in held) > size:
+                raise UserError(
+                    f"{path}: refused, because it unpacks to more than its size; torch packs no weights, so it is "
+                    "made to fill the memory"
+                )
             if "constants.pkl" in names:  # only TorchScript archives have it
                 return dict(_torchscript(archive))
-        if "data.pkl" not in names:
-            raise UserError(
-                f"{path}: a program or archive, not weights; use the .pth or TorchScript file of this model"
-            )
-    with torch.serialization.safe_globals(_harmless()):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    elif head.startswith(b"PK"):
+        raise UserError(f"{path}: cut short, for it begins like a torch file and lacks the end; get it again")
+    with (
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals(_harmless()),
+        path.open("rb") as file,  # given a path, torch goes by its suffix
+    ):
+        warnings.simplefilter("ignore")  # about the protocol: _refuse says it
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _harmless() -> list[Any]:

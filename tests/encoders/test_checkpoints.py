@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import encoders
 from pipeline.encoders import checkpoints, create_model
-from pipeline.encoders.checkpoints import load_encoder, load_weights, open_encoder
+from pipeline.encoders.checkpoints import check, load_encoder, load_weights, open_encoder
 from tests.encoders.checkpoint_files import MANET, SEG, VIT, random_state, refusal
 
 MAE = {**VIT, "num_classes": 0, "final_norm": "norm"}
@@ -213,6 +213,19 @@ def test_a_file_of_another_model_says_which_and_what_differs(tmp_path: Path) -> 
 
     torch.save(create_model("manet", **MANET).state_dict(), tmp_path / "manet.pth")
     assert "looks like MANet" in refusal(lambda: load_encoder("sapiens-seg", SEG, tmp_path / "manet.pth"))
+
+
+def test_a_file_that_is_not_the_pinned_one_says_what_it_holds(tmp_path: Path) -> None:
+    from pipeline.encoders.weights import weights_entry
+
+    entry, path = weights_entry("demo-manet"), tmp_path / "other.safetensors"
+    save_file(random_state("sapiens-seg", **SEG), path)
+    reason = refusal(lambda: check(entry, path))
+    assert "weights 'demo-manet' pin d8afcc37de615782" in reason
+    assert "looks like Sapiens segmentation of depth 1 and width 32" in reason
+    assert "missing: backbone.conv1.conv.weight" in reason
+    save_file(random_state("manet", **entry.config), path)
+    assert refusal(lambda: check(entry, path)).endswith("its names and shapes are those of manet")
 
 
 def test_a_named_size_is_recognised(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -141,14 +142,19 @@ def test_torchscript_archives_give_what_torch_finds_in_them(tmp_path: Path, form
 # --- refusing --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, form: str) -> None:
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
+    tmp_path: Path, form: str, protocol: int
+) -> None:
     mark, path = tmp_path / "mark", tmp_path / "evil.pth"
     payload = {"meta": RunsCode(mark), "state_dict": {"a": torch.zeros(1)}}
     if form == "pickle":
-        path.write_bytes(pickle.dumps(payload, protocol=2))
+        payload["twice"] = payload["meta"]
+        path.write_bytes(pickle.dumps(payload, protocol=protocol))
     else:
-        torch.save(payload, path, _use_new_zipfile_serialization=form == "zip")
+        torch.save(payload, path, pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
     reason = refusal(lambda: read_tensors(path))
     assert "would run code" in reason
     assert "evil.pth" in reason
@@ -156,6 +162,55 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     assert not mark.exists()
     torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
     assert mark.exists(), "the file of this test must be one that does harm when trusted"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.filterwarnings("error")
+def test_protocols_that_torch_reads_only_where_code_is_trusted_are_said(
+    tmp_path: Path, protocol: int
+) -> None:
+    state = OrderedDict(a=torch.ones(2), b=torch.ones(3))
+    torch.save({"model": state, "best": np.float64(1)}, tmp_path / "a.pth", pickle_protocol=protocol)
+    if protocol < 3:
+        assert_same(read_tensors(tmp_path / "a.pth"), state)
+    else:
+        assert f"protocol {protocol}" in refusal(lambda: read_tensors(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("large", ["data.pkl", "data/0"])
+@pytest.mark.parametrize("script", [False, True])
+def test_an_archive_made_to_fill_the_memory_is_refused(tmp_path: Path, large: str, script: bool) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in {"data.pkl", large, *(["constants.pkl"] if script else [])}:
+            archive.writestr(f"a/{name}", bytes(10 << 20 if name == large else 1))
+    assert (tmp_path / "a.pth").stat().st_size < 100_000
+    assert "unpacks to more" in refusal(lambda: read_tensors(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!doctype html><title>404</title>", "web page"),
+        (gzip.compress(b"weights"), "gzip"),
+        (b"PK\x03\x04 and then nothing", "cut short"),
+        (b"no weights", "damaged, or no weights file"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "pt2"])
+def test_what_a_download_left_instead_is_told(tmp_path: Path, content: bytes, word: str, suffix: str) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(content)
+    reason = refusal(lambda: read_tensors(tmp_path / f"a.{suffix}"))
+    assert f"a.{suffix}" in reason
+    assert word in reason
+
+
+def test_the_content_tells_the_form_not_the_name(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "a.pth")
+    torch.save(state, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        assert_same(read_tensors(tmp_path / name), state)
 
 
 def test_a_torchscript_archive_whose_tree_is_a_payload_is_refused(tmp_path: Path) -> None:
