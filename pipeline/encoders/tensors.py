@@ -103,7 +103,8 @@ def _outline(path: Path) -> tuple[int, list[str]]:
         files.enter_context(source)
         while True:  # files older than torch 1.6 are several pickles one after the other
             texts, memo = [""], list[str]()
-            for operation, argument, _ in pickletools.genops(source):
+            for operation, value, _ in pickletools.genops(source):
+                argument: Any = value
                 if operation.name == "PROTO":
                     protocol = argument
                 elif operation.name == "GLOBAL":

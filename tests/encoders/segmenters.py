@@ -66,13 +66,13 @@ def make_spec(segmenter: Segmenter, **options: Any) -> SegmentSpec:
     return SegmentSpec(model="test", config={}, weights="a" * 64, mean=mean, std=std, **values)
 
 
-def make_task(**fields: Any) -> ClipTask:
-    return ClipTask("walk", Clip("walk", "test", "some/walk.mp4", **fields), FRAMES)
+def make_task(key: str = "walk", **fields: Any) -> ClipTask:
+    return ClipTask(key, Clip("walk", "test", "some/walk.mp4", **fields), FRAMES)
 
 
-def make_work(frames: int = FRAMES, seed: int = 0) -> Work:
+def make_work(frames: int = FRAMES, seed: int = 0, key: str = "walk") -> Work:
     """A clip of noise, a bright patch moving over it."""
     pixels = np.random.default_rng(seed).integers(0, 120, (frames, HEIGHT, WIDTH, 3), np.uint8)
     for t in range(frames):
         pixels[t, 30:90, 20 + 3 * t : 50 + 3 * t] += 100
-    return Work(make_task(), frames=pixels, facts={"frames": frames})
+    return Work(make_task(key), frames=pixels, facts={"frames": frames})

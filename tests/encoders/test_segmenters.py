@@ -82,7 +82,7 @@ def test_a_batch_is_its_rows(segmenter: Segmenter) -> None:
 def test_stage_labels_are_independent_of_the_batch(segmenter: Segmenter, batch: int) -> None:
     spec = make_spec(segmenter, stride=2)
     (whole,) = run([make_work()], spec, segmenter, 4)
-    works = run([make_work(), make_work()], spec, segmenter, batch)
+    works = run([make_work(), make_work(key="again")], spec, segmenter, batch)
     for work in works:
         assert work.labels is not None
         assert (work.labels.dtype, work.labels.shape) == (np.uint8, (-(-FRAMES // 2), *LABEL_SIZE))
@@ -187,8 +187,7 @@ def test_crop_follows_the_person_and_labels_come_back_in_place() -> None:
 def test_crop_of_an_empty_clip_is_the_whole_frame() -> None:
     model = BrightIsTorso()
     works = [bright_clip(None), bright_clip((350, 0, 399, 300))]
-    works[1].task = make_task(start_frame=1)
-    object.__setattr__(works[1].task, "key", "other")
+    works[1].task = make_task("other")
     empty, edge = run(works, make_spec(model, crop="person"), model)
     assert empty.written["segment"][1]["crop"] == "no person found: whole frame"
     x1, y1, x2, y2 = edge.written["segment"][1]["crop"]
