@@ -10,8 +10,6 @@ from pipeline.store.layout import ArraySpec, init_cache
 from pipeline.store.reader import Cache, StageReader
 from pipeline.store.writer import ShardBuilder, Stage, create_stage
 
-SHARD_BYTES = 64 * 2**20
-
 
 @dataclass(frozen=True)
 class World:
@@ -24,8 +22,10 @@ class World:
     rows: np.ndarray
 
 
-def make_world(root: Path, clips: int, low: int = 4, high: int = 36, dim: int = 768) -> World:
-    """Clips of low to high rows, in order, whole shards of 64 MiB."""
+def make_world(
+    root: Path, clips: int, low: int = 4, high: int = 36, dim: int = 768, shard_bytes: int = 64 * 2**20
+) -> World:
+    """Clips of low to high rows, in order, in whole shards."""
     dice = np.random.default_rng(0)
     counts = dice.integers(low, high, clips, endpoint=True)
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -33,7 +33,7 @@ def make_world(root: Path, clips: int, low: int = 4, high: int = 36, dim: int = 
     init_cache(root)
     facts = {"stage": "semantic", "version": 1, "clips": clips, "dim": dim}
     spec = ArraySpec("features", "float16", (dim,), 64, "raw")
-    wanted = min(int(offsets[-1]), SHARD_BYTES // spec.row_bytes)
+    wanted = min(int(offsets[-1]), shard_bytes // spec.row_bytes)
     shard_rows = -(-max(wanted, high) // 64) * 64
     stage = create_stage(root, facts, digest(facts), [spec], shard_rows, {})
     keys = [digest(i) for i in range(clips)]

@@ -18,7 +18,20 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-VERSIONS = ("bmoe-cache", "torch", "numpy", "zarr", "av", "decord", "opencv-python-headless", "transformers")
+VERSIONS = (
+    "bmoe-cache",
+    "torch",
+    "numpy",
+    "zarr",
+    "av",
+    "decord",
+    "opencv-python-headless",
+    "transformers",
+    "h5py",
+    "zarrs",
+    "litdata",
+    "webdataset",
+)
 
 
 @dataclass(frozen=True)

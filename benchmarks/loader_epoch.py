@@ -41,7 +41,7 @@ def joined(clips: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--clips", type=int, default=20_000)
+    parser.add_argument("--clips", type=int, default=10_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder) / "cache", options.clips)

@@ -25,7 +25,7 @@ ZARR_SHARE = 10
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--clips", type=int, default=20_000)
+    parser.add_argument("--clips", type=int, default=10_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder) / "cache", options.clips)

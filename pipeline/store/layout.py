@@ -84,7 +84,7 @@ def check_cache(root: Path) -> None:
     """Raise UserError unless root is a local cache whose format this version reads."""
     if url := url_of(root):
         raise UserError(
-            f"{url}: this command needs a cache on disk; run `bmoe-cache pull {url} FOLDER` first"
+            f"{url}: this command needs a cache on disk; run `bmoe-cache pull {url} --cache FOLDER` first"
         )
     path = root / "cache.json"
     if not path.is_file():

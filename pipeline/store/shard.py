@@ -96,6 +96,13 @@ def compress_rows(spec: ArraySpec, rows: np.ndarray) -> list[bytes]:
     return [encode(row.tobytes()) for row in rows.astype(dtype_of(spec), copy=False)]
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no float16 is NaN or infinite, by its bits: numpy computes with float16 at a fiftieth of the speed."""
+    infinity = np.uint16(0x7C00)
+    bits = values.view(np.dtype(np.uint16).newbyteorder(values.dtype.byteorder))
+    return bool(((bits & np.uint16(0x7FFF)) < infinity).all())
+
+
 class PackedRows:
     """Rows in memory, each compressed as a zstd array stores it; slices decompress into new arrays [n, *row_shape]."""
 

@@ -318,7 +318,8 @@ def _checked(spec: ArraySpec, value: Rows) -> Rows:
     ):
         wanted = f"{spec.dtype} [n, {', '.join(map(str, spec.row_shape))}]"
         raise ValueError(f"array '{spec.name}': {value.dtype} {list(value.shape)} is not {wanted}")
-    if value.dtype.kind == "f" and value.size:
+    half = value.dtype.itemsize == 2
+    if value.dtype.kind == "f" and value.size and not (half and shard.all_finite(value)):
         peak = float(np.maximum(value.max(), -value.min()))  # NaN if there is one
         if not peak <= (FLOAT16_MAX if narrowed else np.finfo(value.dtype).max):
             raise ClipError("E_NON_FINITE", f"'{spec.name}' reaches {peak}, which {spec.dtype} cannot hold")

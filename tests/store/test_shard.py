@@ -111,6 +111,14 @@ def test_open_gives_the_rows_and_the_fill_value(
     assert found.flags.writeable == (spec.codec == "zstd")
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_all_finite_knows_every_float16(order: str) -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.dtype("f2").newbyteorder(order))
+    assert [shard.all_finite(values[i : i + 1]) for i in range(2**16)] == np.isfinite(values).tolist()
+    assert shard.all_finite(values[np.isfinite(values)].reshape(-1, 4)[:, ::2])
+    assert not shard.all_finite(values)
+
+
 @pytest.mark.parametrize("spec", [FEATURES, LABELS], ids=["raw", "zstd"])
 def test_every_flipped_index_byte_is_found(tmp_path: Path, spec: ArraySpec) -> None:
     data = our_bytes(spec, 8, random_rows(spec, 5, 0))
