@@ -183,7 +183,7 @@ def write_media(path: Path, table: Mapping[str, Media]) -> None:
     columns = {name: [getattr(media, name) for media in table.values()] for name in Media._fields}
     arrow = pa.table(columns, schema=_schema())
     buffer = pa.BufferOutputStream()
-    pq.write_table(arrow, buffer)
+    pq.write_table(arrow, buffer, write_page_checksum=True)
     write_bytes(path, memoryview(buffer.getvalue()))
 
 
@@ -196,7 +196,7 @@ def read_media(path: Path) -> dict[str, Media]:
     if not path.exists():
         return {}
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             arrow = file.read()
         version = (arrow.schema.metadata or {}).get(b"media_version", b"").decode()
         if version != MEDIA_VERSION:

@@ -294,8 +294,24 @@ def _copy_table(source: Files, target: Files, name: str, exists: bool, replace: 
         ours, others = _record(source, name), _record(target, name)
         kept, other = (ours, others) if replace else (others, ours)
         target.write(name, to_bytes({**kept, "presets": {**other["presets"], **kept["presets"]}}))
-    else:
-        target.write(name, *source.read([name]))
+        return
+    (data,) = source.read([name])
+    if name.endswith(".parquet"):
+        _check_table(name, data)
+    target.write(name, data)
+
+
+def _check_table(name: str, data: bytes) -> None:
+    """Raise UserError when a clip table is damaged: there is no second copy to restore it from."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            file.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} is damaged ({reason}); import the dataset again where it lies") from None
 
 
 def _take_inventory(remote: Remote) -> dict[str, tuple[int, int | None]]:

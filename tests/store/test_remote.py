@@ -300,6 +300,20 @@ def test_damage_does_not_travel(cache: Path, place: Place, tmp_path: Path) -> No
     assert len(reader.read(clip, "features")) == reader.clips[clip].n_rows  # asked for again
 
 
+@pytest.mark.parametrize("table", ["demo.parquet", "demo.media.parquet"])
+def test_a_damaged_clip_table_does_not_travel(cache: Path, tmp_path: Path, table: str) -> None:
+    url = f"file://{tmp_path}/remote"
+    push(cache, url)
+    path = cache / "manifests" / table
+    good = path.read_bytes()
+    quarter = len(good) // 4
+    for bad in (good[:-10], b"", good[:quarter] + bytes(quarter) + good[2 * quarter :]):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=rf"manifests/{table} is damaged .*; import the dataset again"):
+            push(cache, url)
+    assert (tmp_path / "remote" / "manifests" / table).read_bytes() == good
+
+
 def test_damage_of_the_mirror_heals(cache: Path, place: Place) -> None:
     push(cache, place.write)
     first = Cache(place.read)
