@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +24,7 @@ from pipeline.store.remote import INVENTORY, Remote, pull, push
 from pipeline.store.verify import verify
 from pipeline.store.workplace import view, workplace
 from pipeline.store.writer import ShardBuilder, Stage, open_stage, write_build
+from tests.run.worlds import bmoe
 from tests.store.caches import dataset_cache, random_rows
 
 SHARDS = 9
@@ -397,3 +401,33 @@ def test_a_mirrored_file_of_another_size(cache: Path, place: Place) -> None:
     os.truncate(path, 10)
     assert_same(Cache(place.read), Cache(cache))
     held.close()
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost_and_another_goes_on(
+    s3_server: str, small_world: Path, built_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://bucket/{tmp_path.name}"
+    words = ("build", "--dataset", "demo", "--preset", "demo", "--cache", url, "--set", "run.shard_clips=2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    done = bmoe("dataset", "import", "demo", "--root", small_world, "--cache", url)
+    assert done.returncode == 0, done.stderr
+    build = subprocess.Popen([sys.executable, "-m", "cli", *words], start_new_session=True)
+    while not (held := {name for name in Remote(url).names() if "/receipts/" in name}):
+        assert build.poll() is None
+        time.sleep(0.2)
+    os.killpg(build.pid, signal.SIGKILL)
+    build.wait()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    done = bmoe(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["clips"]["done"] == 12
+    for stage, computed in record["computed"].items():
+        kept = sum(name.startswith(f"stages/{stage}/") for name in held)
+        assert computed <= 12 - 2 * kept  # less where more was put between the look and the kill
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "three"))
+    ours, whole = everything(Cache(url)), everything(Cache(built_cache))
+    assert ours.keys() == whole.keys()
+    for name, rows in whole.items():
+        np.testing.assert_allclose(ours[name].astype(float), rows.astype(float), atol=4e-3, err_msg=str(name))
