@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.store.mirror import Mirror
 
+ALL = slice(None)
+
 
 class Cache:
     """A cache opened for reading, in a folder or behind a URL (s3://, http://, https://).
@@ -99,18 +101,23 @@ class StageReader:
         self._receipts = {receipt.shard: receipt for receipt in receipts}
         self.clips: dict[str, ClipRows] = {clip.clip_key: clip for r in receipts for clip in r.clips}
         self._open: dict[tuple[str, int], np.ndarray | CompressedRows] = {}
+        self._mapped: dict[tuple[str, int], np.ndarray] = {}  # those of them that are read as they are
 
-    def read(self, clip_key: str, array: str, rows: slice = slice(None)) -> np.ndarray:
+    def read(self, clip_key: str, array: str, rows: slice = ALL) -> np.ndarray:
         """The rows of a clip, [n_rows, *row_shape]: a read-only view of the map (raw), or a new array (zstd).
 
         Raises KeyError when the stage has no such clip or array, UserError when its shard is missing or
         damaged.
         """
-        clip = self._clip(clip_key)
-        start, stop, _ = rows.indices(clip.n_rows)
-        return self._read(
-            array, clip.shard, clip.row_start + start, clip.row_start + max(start, stop), (clip,)
-        )
+        clip = self.clips.get(clip_key) or self._clip(clip_key)
+        first, last = clip.row_start, clip.row_start + clip.n_rows
+        if rows is not ALL:
+            start, stop, _ = rows.indices(clip.n_rows)
+            first, last = first + start, first + max(start, stop)
+        mapped = self._mapped.get((array, clip.shard))
+        if mapped is not None:
+            return mapped[first:last]
+        return self._read(array, clip.shard, first, last, (clip,))
 
     def rows(self, array: str, shard: int) -> np.ndarray:
         """All used rows of a committed shard, as `read` returns them."""
@@ -173,6 +180,8 @@ class StageReader:
         rows = self._open.get((array, shard))
         if rows is None:
             rows = self._open[array, shard] = self._map(array, shard)
+            if isinstance(rows, np.ndarray) and not self._check and self._mirror is None:
+                self._mapped[array, shard] = rows
         return rows
 
     def _is_whole(self, array: str, clip: ClipRows) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,9 +61,9 @@ def test_unchanged_files_are_not_read_again(root: Path) -> None:
     known = Media("sub/good.mp4", status.st_size, status.st_mtime_ns, sha256="0" * 64, n_frames=7)
     assert scan(root, ["sub/good.mp4"], {"sub/good.mp4": known}) == {"sub/good.mp4": known}
     for stale in (
-        replace(known, bytes=known.bytes + 1),
-        replace(known, mtime_ns=known.mtime_ns - 1),
-        replace(known, code="E_DECODE", error="was damaged"),
+        known._replace(bytes=known.bytes + 1),
+        known._replace(mtime_ns=known.mtime_ns - 1),
+        known._replace(code="E_DECODE", error="was damaged"),
     ):
         assert scan(root, ["sub/good.mp4"], {"sub/good.mp4": stale})["sub/good.mp4"].n_frames == 10
 

@@ -133,7 +133,7 @@ def test_frames_beyond_the_header_find_another_shard(
 
     def lying_scan(*args: object, **options: object) -> dict[str, Media]:
         media = real_scan(*args, **options)  # type: ignore[arg-type]
-        return {path: dataclasses.replace(file, n_frames=20) for path, file in media.items()}
+        return {path: file._replace(n_frames=20) for path, file in media.items()}
 
     monkeypatch.setattr(build_module, "scan", lying_scan)
     cache = tmp_path / "cache"
