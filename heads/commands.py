@@ -33,7 +33,9 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Training processes on a CPU; default: one per core.")
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
-RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs.")]
+RunFolders = Annotated[
+    list[Path], typer.Argument(help="Folders of runs; full for full-seed0, full-seed1, ...")
+]
 
 
 @app.command()
@@ -126,17 +128,21 @@ def sweep(
 ) -> None:
     """Train a grid of overrides for several seeds: mean and standard deviation of every score."""
     from heads.config import load_config
-    from heads.paper import SHOWN, spread_text, summary
+    from heads.paper import SHOWN, paper_row, published_text, spread_text, summary
     from heads.sweep import Job, encoded, grid, train_all
 
     jobs = [Job(name, load_config(head, chosen)) for name, chosen in grid(overrides or (), vary or ())]
+    known = {job.name: paper_row(dataset, job.config) for job in jobs}
     before = encoded(cache, dataset)
     results = train_all(_sweep(dataset, cache, head, seeds, runs, device, compiled, workers, as_json), jobs)
     scores = {name: summary([result.scores for result in found]) for name, found in results.items()}
     forwards = encoded(cache, dataset) - before
-    lines = [f"{'':<40}{'top-1':>16}{'F1':>16}"]
-    lines += [f"{name:<40}{spread_text(found, SHOWN)}" for name, found in scores.items()]
-    rows = [{"row": name, "scores": found} for name, found in scores.items()]
+    lines = [f"{'':<40}{'top-1':>16}{'F1':>16}   paper: top-1, F1"]
+    lines += [
+        f"{name:<40}{spread_text(found, SHOWN)}{published_text(known[name])}"
+        for name, found in scores.items()
+    ]
+    rows = [{"row": name, "paper": known[name], "scores": found} for name, found in scores.items()]
     record = {"dataset": dataset, "head": head, "rows": rows, "encoder_forwards": forwards}
     show(as_json, record, "\n".join([*lines, f"encoder forwards: {forwards}"]))
 
@@ -222,23 +228,53 @@ def explain_attention(
     """Mean weight of every expert by class, over the runs given (Fig. 5)."""
     from heads.explain import attention_text
     from heads.explain import explain_attention as explain_runs
+    from heads.runs import runs_of
 
-    record = explain_runs(runs, out)
+    record = explain_runs(runs_of(runs), out)
     show(as_json, record, attention_text(record))
 
 
 @app.command()
 def compare(
     a: Run,
-    b: Annotated[Path, typer.Argument(help="Folder of another run.")],
+    b: Annotated[Path, typer.Argument(help="Another run, or the name of its seeds.")],
     out: Annotated[Path | None, typer.Option("--out", help="Bar chart, PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Two runs class by class, with hits and the share of the class in training (Fig. 6)."""
+    """Two heads class by class, with hits and the share of the class in training (Fig. 6)."""
     from heads.compare import compare_runs, compare_text
+    from heads.runs import runs_of
 
-    record = compare_runs(a, b, out)
+    record = compare_runs(runs_of([a]), runs_of([b]), out)
     show(as_json, record, compare_text(record))
+
+
+@app.command()
+def report(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Adds how its stages were made, and pictures of clips.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page about runs: provenance, curves, tables, heat maps, worst clips."""
+    import tempfile
+
+    from heads.report import write_report
+    from heads.runs import read_run, runs_of
+    from pipeline.run.previews import write_previews
+
+    folders = runs_of(runs)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def previews(clips: Any) -> Any:
+            assert cache is not None
+            return write_previews(cache, read_run(folders[0])[1]["dataset"], clips, Path(folder))
+
+        record = write_report(folders, out, cache, previews if cache else None)
+    note = f"{record['runs']} runs of {record['configs']} configs, {record['pictures']} pictures"
+    show(as_json, record, f"{note}, {record['bytes'] / 1e6:.1f} MB -> {out}")
 
 
 def _config(head: str, recipe: str | None, overrides: list[str] | None) -> "Config":

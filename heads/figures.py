@@ -1,4 +1,4 @@
-"""Charts as PNG, drawn with Pillow: a heat map, paired bars, lines."""
+"""Charts as PNG, drawn with Pillow: a heat map, paired bars."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,32 +52,6 @@ def bars(path: Path, rows: Sequence[str], series: Mapping[str, Sequence[float]],
             text = f"{100 * values[r]:.1f}"
             draw.text((left + length * values[r] + 5, y + thick / 2 - 1), text, INK, FONT, anchor="lm")
             y += thick
-    picture.save(path)
-
-
-def lines(path: Path, series: Mapping[str, Sequence[float]], title: str = "") -> None:
-    """Every series over 1, 2, 3, ...; the vertical axis spans all finite values."""
-    width, height, left, top = 560, 240, 60, 46
-    picture, draw = _sheet(left + width + 20, top + height + 30, title)
-    values = [v for found in series.values() for v in found if np.isfinite(v)] or [0.0]
-    low, high = min(values), max(values)
-    span, count = (high - low) or 1.0, max((len(found) for found in series.values()), default=1)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = top + height * (1 - share)
-        draw.line((left, y, left + width, y), PALE)
-        draw.text((left - 6, y), f"{low + span * share:.3g}", INK, FONT, anchor="rm")
-    draw.text((left, top + height + 14), "1", INK, FONT, anchor="mm")
-    draw.text((left + width, top + height + 14), str(count), INK, FONT, anchor="mm")
-    x = left
-    for (name, found), colour in zip(series.items(), COLOURS, strict=False):
-        draw.rectangle((x, 26, x + 10, 36), fill=colour)
-        draw.text((x + 16, 31), name, INK, FONT, anchor="lm")
-        x += 30 + _widest([name])
-        points = [
-            (left + width * i / max(count - 1, 1), top + height * (1 - (v - low) / span))
-            for i, v in enumerate(found)
-        ]
-        draw.line(points, colour, 2)
     picture.save(path)
 
 

@@ -100,7 +100,7 @@ def fit(task: Task, report: Sequence[Reporter], checkpoint: Checkpoint | None = 
                 tell(known, again=True)
     step = Step(runs, task.parts, optimizer, config, precision=task.precision, compiled=task.compiled)
     while progress.epoch < config.epochs and not all(run.stopped for run in progress.runs):
-        lr, totals = _epoch(task, runs, step, orders, progress.epoch)
+        lr, totals = train_epoch(task, runs, step, orders, progress.epoch)
         progress.epoch += 1
         for i, run in enumerate(progress.runs):
             if run.stopped:
@@ -127,7 +127,7 @@ def fit(task: Task, report: Sequence[Reporter], checkpoint: Checkpoint | None = 
     return fitted
 
 
-def _epoch(
+def train_epoch(
     task: Task, runs: Runs, step: Step, orders: Sequence[torch.Generator], done: int
 ) -> tuple[float, list[list[float]]]:
     """Trains one epoch after `done` others: the last learning rate, and the losses [parts][runs]."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from heads.options import Config
+
 PAPER = Path(__file__).resolve().parents[1] / "manifests" / "paper.yaml"
 SHOWN = ("top1", "f1_macro")
 
@@ -18,6 +20,22 @@ Scores = Mapping[str, float]  # of one run: `heads.metrics.scores`
 def paper() -> dict[str, Any]:
     """manifests/paper.yaml."""
     return dict(yaml.safe_load(PAPER.read_text(encoding="utf-8")))
+
+
+def paper_row(dataset: str, config: Config, variant: str = "full") -> dict[str, Any] | None:
+    """What the paper has for a head: percent, and the data set of the numbers; None where it has nothing.
+
+    Another data set than the paper's gets the row of MA-52, whose name then says that the two do not compare.
+    """
+    tables = paper()["tables"]
+    whole = config.head == "bmoe" and set(config.experts.values()) == {"full"}
+    name = paper()["rows"].get("gs_moe_b" if whole else config.head)
+    if name is None:
+        return None
+    row, among = (name, tables) if variant in ("full", config.head) else (variant, ("tab3", "tab4"))
+    found = [tables[t] for t in among if row in tables[t]]
+    table = next((t for t in found if t["dataset"] == dataset), found[0] if found else None)
+    return {**table[row], "dataset": table["dataset"]} if table else None
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -73,3 +91,8 @@ def spread_text(scores: Mapping[str, Any], names: Sequence[str]) -> str:
     """Percent, 16 characters for every score that is there."""
     shown = [scores.get(name) for name in names]
     return "".join(f"{100 * s['mean']:9.2f} ± {100 * s['std']:4.2f}" if s else f"{'-':>16}" for s in shown)
+
+
+def published_text(row: Mapping[str, Any] | None) -> str:
+    """Percent of `paper_row` and their data set, for the end of a line."""
+    return f"   {row['top1']:.2f}, {row['f1_macro']:.2f} ({row['dataset']})" if row else "   -"

@@ -14,11 +14,12 @@ and options; result.json names those of a run.
 """
 
 import csv
+import glob
 import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,51 @@ def read_run(run_dir: Path) -> tuple[Config, dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise UserError(f"{run_dir / name}: not a run folder ({error}); train first") from None
     return parse_config(raw[0], origin=str(run_dir / "config.json")), raw[1]
+
+
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """Run folders; instead of one the name of a job stands for those of all its seeds, <name>-seed<n>.
+
+    Raises UserError where there is neither.
+    """
+    found: list[Path] = []
+    for path in paths:
+        seeds = [
+            p
+            for p in path.parent.glob(f"{glob.escape(path.name)}-seed*")
+            if p.name.rpartition("-seed")[2].isdecimal()
+        ]
+        if path.is_dir():
+            found.append(path)
+        elif seeds:
+            found += sorted(seeds, key=lambda p: int(p.name.rpartition("-seed")[2]))
+        else:
+            raise UserError(f"{path}: no run folder, and no {path.name}-seed0 beside it; train first")
+    return list(dict.fromkeys(found))
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """result.json of a finished run. Raises UserError when there is none."""
+    path = run_dir / "result.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); finish the run first") from None
+
+
+def read_records(run_dir: Path) -> list[Record]:
+    """metrics.jsonl. Raises UserError when a line of it is none of ours."""
+    path = run_dir / "metrics.jsonl"
+    records = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
+                raise UserError(f"{path}, line {number}: no record of an epoch; train the run again")
+            records.append(record)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the run again") from None
+    return records
 
 
 def load_state(path: Path, module: nn.Module) -> None:
