@@ -3,6 +3,8 @@
 z_k = M3E_k(view_k);  z~ = Routing(full; z_1..K);  u = z~ + W_m motion;  logits = MLP(mean_t TE(u))
 """
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,6 +83,9 @@ class BMoE(nn.Module):
         if config.pos == "sinusoid" and width % 2:
             raise ValueError(f"sinusoid positions need an even width, not {width}")
         if config.semantic.enabled:
+            # First of all, so that it starts the same whatever else the head has: stage 1 counts on that.
+            shared = config.share_in_proj and width != info.dim
+            self.in_proj = Dense(info.dim, width) if shared else nn.Identity()
             self.experts = NamedStack({name: self.new_m3e() for name in config.experts})
             self.gate = self.new_m3e() if config.gate_expert else None
             asks = config.query == GATE
@@ -140,10 +145,10 @@ class BMoE(nn.Module):
         parts = self.parts_norm(parts, parts_valid)
         if self.training:
             full, parts = regularise(full, aug), regularise(parts, aug)
-        z = self.experts.map(_call, parts, parts_valid, axes=(1, 1), out=2)
+        z = self.experts.map(_call, self.in_proj(parts), parts_valid, axes=(1, 1), out=2)
         query = full[:, 0]
         if self.gate is not None and self.config.query == GATE:
-            query = self.gate(query, valid)
+            query = self.gate(self.in_proj(query), valid)
         u, attn = self.routing(query, z, parts_valid.transpose(1, 2))
         out.update(attn=attn, experts=z)
         return u, valid
@@ -191,7 +196,9 @@ class BMoE(nn.Module):
             norm.std.copy_(self.parts_norm.std[row : row + 1])
         config, groups = self.config, self.groups[name]
         heads = ExpertHeads(self.width, len(groups), config.emb_pool, config.emb_head, config.expert_init_std)
-        return Expert(self.new_m3e(), heads, norm, view, groups, self.info.label_vectors, config)
+        # A shared projection trains with the whole head alone: experts by themselves would pull it apart.
+        shared = deepcopy(self.in_proj).requires_grad_(False)
+        return Expert(self.new_m3e(), heads, norm, shared, view, groups, self.info.label_vectors, config)
 
     def adopt(self, name: str, state: dict[str, Tensor]) -> None:
         """Takes the M3E of a trained expert."""
@@ -204,7 +211,8 @@ class BMoE(nn.Module):
     def new_m3e(self) -> M3E:
         """An untrained M3E of this head."""
         options = self.config.m3e.model_dump() | {"sgp": self.config.sgp.model_dump()}
-        return M3E(self.info.dim, self.width, **options)
+        dim = self.width if isinstance(self.in_proj, Dense) else self.info.dim
+        return M3E(dim, self.width, **options)
 
 
 def _call(m3e: M3E, x: Tensor, valid: Tensor) -> Tensor:

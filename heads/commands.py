@@ -18,7 +18,9 @@ explain = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a 
 app.add_typer(ablate, name="ablate")
 app.add_typer(explain, name="explain")
 
-Head = Annotated[str, typer.Option("--head", "--preset", help="Head preset: manifests/heads.")]
+Head = Annotated[
+    str, typer.Option("--head", "--preset", help="Head preset: manifests/heads, or a .yaml of your own.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override of the head, e.g. m3e.depth=2.")]
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="default, small or paper: as --set recipe=, for both stages.")
@@ -57,7 +59,7 @@ def train(
     from heads.runs import epoch_line, read_run
     from heads.train import train as train_head
 
-    folder = run or Path("runs") / f"{dataset}-{head}-seed{seed}"
+    folder = run or Path("runs") / f"{dataset}-{Path(head).stem}-seed{seed}"
 
     def say(record: Any) -> None:
         if not as_json and (record["epoch"] % 10 == 0 or record["epoch"] == record["epochs"]):
@@ -301,7 +303,7 @@ def _sweep(
     return Sweep(
         cache,
         dataset,
-        runs or Path("runs") / f"{dataset}-{head}",
+        runs or Path("runs") / f"{dataset}-{Path(head).stem}",
         tuple(range(seeds)),
         device,
         compiled,

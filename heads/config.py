@@ -17,14 +17,23 @@ PRESETS = Path(__file__).resolve().parents[1] / "manifests" / "heads"
 def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
     """The preset manifests/heads/<preset>.yaml with overrides such as ``m3e.depth=2`` laid over it.
 
+    A preset of your own is given by its path, which ends in .yaml.
+
     Raises:
         UserError: unknown preset, unknown key (near names are listed), or a value of the wrong type or range.
     """
-    path = PRESETS / f"{preset}.yaml"
+    path = Path(preset) if preset.endswith(".yaml") else PRESETS / f"{preset}.yaml"
     known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-    if preset not in known:
-        raise UserError(f"unknown head preset {preset!r}; known: {', '.join(known)}")
-    raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not preset.endswith(".yaml") and preset not in known:
+        raise UserError(
+            f"unknown head preset {preset!r}; known: {', '.join(known)}, or a file of your own, .yaml"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold keys and values, as manifests/heads/bmoe_tiny.yaml does")
     return parse_config(raw, overrides, origin=str(path))
 
 

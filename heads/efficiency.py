@@ -67,6 +67,9 @@ def efficiency(config: Config, info: spec.HeadInfo) -> dict[str, Any]:
 def _parts(model: BMoE) -> Iterator[Part]:
     config, steps = model.config, model.config.t_len
     if config.semantic.enabled:
+        if params := _layers(model.in_proj, 1)[0]:
+            passes = len(model.views) + (config.query == GATE)
+            yield Part("shared input", params, _layers(model.in_proj, steps * passes)[1], True)
         for name, groups in model.groups.items():
             m3e = model.new_m3e()
             dead = name == GATE and config.query != GATE

@@ -17,7 +17,9 @@ class Expert(nn.Module):
     """An M3E on one view, its class scores and its label embedding.
 
     Args:
-        m3e, heads, norm: trained here; `norm` holds the statistics of the view.
+        m3e, heads: trained here.
+        norm, shared: what its input passes first: the statistics of the view, and the projection that all experts
+            share (else the identity).
         view: what it sees.
         groups: the classes behind each of the n scores: one class each, or several for coarse groups.
         vectors: float32 [C, 300] label vectors. A score's own is the mean of its classes'.
@@ -32,13 +34,14 @@ class Expert(nn.Module):
         m3e: M3E,
         heads: ExpertHeads,
         norm: Standardise,
+        shared: nn.Module,
         view: str,
         groups: tuple[tuple[int, ...], ...],
         vectors: np.ndarray,
         config: Config,
     ) -> None:
         super().__init__()
-        self.m3e, self.heads, self.norm = m3e, heads, norm
+        self.m3e, self.heads, self.norm, self.shared = m3e, heads, norm, shared
         self.view, self.config = view, config
         assign = torch.zeros(len(vectors), len(groups))
         for score, classes in enumerate(groups):
@@ -60,7 +63,7 @@ class Expert(nn.Module):
         x = self.norm(x[:, None], valid[:, None])
         if self.training:
             x = regularise(x, self.config.aug)
-        logits, embedding = self.heads(self.m3e(x[:, 0], valid), valid)
+        logits, embedding = self.heads(self.m3e(self.shared(x[:, 0]), valid), valid)
         return {"logits": logits, "embedding": embedding}
 
     def local(self, target: Tensor) -> Tensor:

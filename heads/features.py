@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # clips resampled at a time; 256 x 12 windows x 5 views x 1408 float32 are 87 MB
 ALL = SEMANTIC + MOTION + MOTION_LOGITS
-TENSORS = {
-    "semantic": ("sem_full", "sem_full_valid", "sem_parts", "sem_parts_valid"),
-    "motion": ("motion", "motion_logits"),
-}
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,9 @@ class FeatureSet:
             raise UserError(
                 f"{self.dataset}: {missing[0]} features were not loaded; load them with the others"
             )
-        names = {name for stage in wanted for name in TENSORS[stage]}
+        starts = tuple("sem_" if stage == "semantic" else stage for stage in wanted)
         splits = {
-            n: replace(s, tensors={k: t for k, t in s.tensors.items() if k in names})
+            n: replace(s, tensors={k: t for k, t in s.tensors.items() if k.startswith(starts)})
             for n, s in self.splits.items()
         }
         return replace(
@@ -228,17 +224,23 @@ def _label(ids: tuple[int, ...] | None, taxonomy: "Taxonomy") -> Tensor | str | 
 def _read_split(
     keys: list[str], stages: dict[str, StageReader], needs: Sequence[FeatureReq], t_len: int, t_mode: str
 ) -> dict[str, Tensor]:
-    wanted = {(n.stage, n.array) for n in needs}
     tensors: dict[str, Tensor] = {}
-    if ("semantic", "features") in wanted:
-        tensors |= _semantic(keys, stages["semantic"], t_len, t_mode)
-    for array, name in (("features", "motion"), ("logits", "motion_logits")):
-        if ("motion", array) in wanted:
-            spec = stages["motion"].arrays[array]
-            out = np.empty((len(keys), *spec.row_shape), np.float32)
-            for row, key in enumerate(keys):
-                out[row] = stages["motion"].read(key, array)[0]
-            tensors[name] = torch.from_numpy(out)
+    for need in needs:
+        if need in SEMANTIC:
+            if "sem_full" not in tensors:
+                tensors |= _semantic(keys, stages["semantic"], t_len, t_mode)
+            continue
+        stage, name = stages[need.stage], f"{need.stage}_{need.array}".removesuffix("_features")
+        out = np.empty((len(keys), *stage.arrays[need.array].row_shape), np.float32)
+        for row, key in enumerate(keys):
+            found = stage.read(key, need.array)
+            if len(found) != 1:
+                raise UserError(
+                    f"array {need.array} of {need.stage} has {len(found)} rows for a clip: besides semantic features "
+                    "a head can read what has one row per clip"
+                )
+            out[row] = found[0]
+        tensors[name] = torch.from_numpy(out)
     return tensors
 
 

@@ -157,6 +157,7 @@ class Config(Section):
     use_mask: bool = True  # authors: false
     normalise: Literal["none", "standard"] = "standard"  # by train statistics, kept in the checkpoint
     d_model: int | None = Field(default=None, ge=16)  # None = the width of the cached features
+    share_in_proj: bool = False  # with d_model: one Linear from D to d for all experts instead of one each
     experts: dict[str, str] = {region: region for region in REGIONS}
     expert_classes: str | dict[str, tuple[int, ...]] = "strict"
     gate_expert: bool = False  # authors: true

@@ -11,6 +11,8 @@ the head needs them (B clips, T time steps, K = 4 regions in the order of ``pipe
     sem_full [B, T, D] float32, sem_full_valid [B, T] bool, sem_parts [B, K, T, D] float32,
     sem_parts_valid [B, K, T] bool, motion [B, 8, Dm] float32, motion_logits [B, C'] float32
 
+and for any other array of one row per clip, named in `HeadSpec.needs`, <stage>_<array> [B, ...] float32.
+
 The result has "logits" [B, C]; "attn" [B, T, experts] if the head weighs experts; and whatever its loss needs.
 
 Optional members of the module, all used by `heads.bmoe` and `heads.expert`:

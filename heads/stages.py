@@ -26,8 +26,8 @@ FUSION = "fusion"  # name of stage 2 in the records; stage 1 is "expert:<name>"
 
 # What of a config decides an expert; its classes and label vectors enter as they are.
 OF_EXPERTS = {
-    "d_model", "use_mask", "normalise", "expert_init_std", "emb_head", "emb_pool", "emb_reduction", "alpha",
-    "select", "precision", "m3e", "sgp", "aug", "loss", "stage1",
+    "d_model", "share_in_proj", "use_mask", "normalise", "expert_init_std", "emb_head", "emb_pool", "emb_reduction",
+    "alpha", "select", "precision", "m3e", "sgp", "aug", "loss", "stage1",
 }  # fmt: skip
 
 

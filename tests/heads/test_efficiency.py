@@ -53,6 +53,7 @@ def test_narrower_models(d: int, params: float, macs: float) -> None:
         (),
         ("m3e.depth=2", "m3e.ffn_ratio=2", "fusion.out_proj=true", "te.layers=1", "cls.hidden=8"),
         ("fusion.mode=pooled", "gate_expert=true", "query=gate", "m3e.qkv_bias=false"),
+        ("share_in_proj=true", "gate_expert=true", "query=gate"),
         ("fusion.mode=sequence", "motion.enabled=false", "te.layers=0", "sgp.kernel=3", "experts=[head]"),
     ],
 )

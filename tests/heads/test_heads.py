@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from heads import spec
-from heads.config import load_config
+from heads.config import load_config, variant_config
 from heads.evaluate import evaluate
 from heads.features import FeatureSet
 from heads.layers import masked_mean
@@ -69,6 +70,7 @@ def _outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CONFIGS = {
     "bmoe": load_config("bmoe_tiny"),
+    "shared": load_config("bmoe_tiny", ["share_in_proj=true", "gate_expert=true", "query=gate"]),
     "author": load_config(
         "bmoe_g1408_author",
         ["d_in=32", "d_model=16", "t_len=4", "m3e.heads=2", "te.heads=2", "sgp.hidden=8",
@@ -117,6 +119,7 @@ def test_contract(name: str, tmp_path: Path) -> None:
         "author": {"fusion", *(f"expert:{n}" for n in ("head", "body", "upper_limb", "lower_limb", "gate"))},
         "gs_moe_b": {"fusion", "expert:a", "expert:b", "expert:gate"},
         "cached": set(),
+        "shared": {"fusion", *(f"expert:{n}" for n in ("head", "body", "upper_limb", "lower_limb", "gate"))},
     }
     assert stages == expected.get(name, {"fusion"})
     if name == "outside":
@@ -161,6 +164,23 @@ def test_gate_expert() -> None:
     batch = DATA.splits["train"].batch(torch.arange(6))
     asked(batch)["logits"].square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in asked.gate.parameters())
+
+
+def test_shared_input_projection(tmp_path: Path) -> None:
+    """One Linear before all experts: frozen while an expert trains alone, trained with the whole head."""
+    config = load_config("bmoe_tiny", ["share_in_proj=true"])
+    result = train(Path("x"), "demo", config, tmp_path / "run", features=DATA)
+    own = train(Path("x"), "demo", CONFIGS["bmoe"], tmp_path / "own", features=DATA)
+    assert own.parameters - result.parameters == 3 * (32 * 16 + 16)
+    best = load_file(tmp_path / "run" / "best.safetensors")
+    assert [name for name in best if "in_proj" in name] == ["in_proj.bias", "in_proj.weight"]
+    kept = [load_file(tmp_path / f"experts/{n}-{key[:16]}.safetensors") for n, key in result.experts.items()]
+    first = kept[0]["shared.weight"]
+    assert all(torch.equal(state["shared.weight"], first) for state in kept)
+    assert not torch.equal(best["in_proj.weight"], first)
+    drop = variant_config(config, "drop_body")  # takes the same experts
+    other = train(Path("x"), "demo", drop, tmp_path / "drop", features=DATA)
+    assert other.experts.items() <= result.experts.items()
 
 
 def test_cached_scores_are_the_motion_encoders(tmp_path: Path) -> None:
