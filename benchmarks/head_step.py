@@ -5,14 +5,16 @@
 
 The published way is a DataLoader over one .npy file per clip and view, batch 10, eager, and a loss read by the host
 in every step; DataLoader runs with 0 and with 2 workers and the faster counts. Ours gathers batches from resident
-tensors and reads losses once per epoch. Both drive the same module with the same initial weights, and their losses
-must agree over 50 steps, or nothing is timed.
+tensors and reads losses once per epoch; its step is compiled (--compile of `bmoe-cache train`) where there is a C++
+compiler, and stands beside as ours_eager; on a GPU it is recorded as a CUDA graph instead. All drive the same module
+from the same initial weights, and their losses must agree over 50 steps, or nothing is timed.
 
 On a CPU also: which share of a step of bmoe_b768 is not arithmetic, at most. The same step 48 times narrower has the
 same calls, copies and Python, and next to no arithmetic; its time over that of the full step is the bound.
 On a GPU also: how far a step is from reading weights, gradients and momentum once at the measured bandwidth.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Timing, arguments, race, ratio, report
+from benchmarks.random_features import random_features
 from heads import spec
 from heads.config import load_config
-from heads.features import SplitFeatures
 from heads.loop import Task, train_epoch
 from heads.losses import make_criterion
 from heads.optim import make_optimizer
@@ -35,7 +37,6 @@ from heads.options import Config
 from heads.stages import weighted
 from heads.step import Parts, Runs, Step
 from pipeline.spec import VIEWS
-from pipeline.taxonomy import load_taxonomy
 
 BATCH = 10
 CHECKED = 50  # steps whose losses must agree
@@ -48,32 +49,21 @@ WANTED = {
 
 
 class World:
-    """Random clips of MA-52's classes, as resident tensors and as files."""
+    """Random clips, as resident tensors and as files."""
 
     def __init__(
         self, folder: Path, config: Config, clips: int, dim: int, motion_dim: int, device: str
     ) -> None:
-        taxonomy = load_taxonomy("ma52")
-        assert taxonomy is not None
-        dice = torch.Generator().manual_seed(0)
-        steps = config.t_len
-        views = torch.randn(clips, len(VIEWS), steps, dim, generator=dice).half().float()
-        motion = torch.randn(clips, 8, motion_dim, generator=dice).half().float()
-        label = torch.arange(clips) % len(taxonomy.labels)
-        present = torch.ones(clips, len(VIEWS), steps, dtype=torch.bool)
-        tensors = {
-            "sem_full": views[:, 0].contiguous(), "sem_full_valid": present[:, 0].contiguous(),
-            "sem_parts": views[:, 1:].contiguous(), "sem_parts_valid": present[:, 1:].contiguous(), "motion": motion,
-        }  # fmt: skip
-        self.split = SplitFeatures(tuple(map(str, range(clips))), label, tensors).to(device)
-        vectors = np.zeros((len(taxonomy.labels), 300), np.float32)
-        self.info = spec.head_info(taxonomy, dim, motion_dim, vectors)
-        self.config, self.clips, self.device, self.label = config, clips, device, label
-        self.folder = folder
+        data = random_features(config.t_len, dim, motion_dim, {"train": clips})
+        self.info = data.info(np.zeros((len(data.taxonomy.labels), 300), np.float32))
+        self.config, self.clips, self.device, self.folder = config, clips, device, folder
+        split = data.splits["train"]
+        self.label, self.split = split.label, split.to(device)
         for i in range(clips):
-            for v, view in enumerate(VIEWS):
-                np.save(folder / f"{i}_{view}.npy", views[i, v].half().numpy())
-            np.save(folder / f"{i}_motion.npy", motion[i].half().numpy())
+            views = [split.tensors["sem_full"][i], *split.tensors["sem_parts"][i]]
+            for view, x in zip(VIEWS, views, strict=True):
+                np.save(folder / f"{i}_{view}.npy", x.half().numpy())
+            np.save(folder / f"{i}_motion.npy", split.tensors["motion"][i].half().numpy())
 
     def model(self) -> Any:
         """The head with its first weights, in training mode."""
@@ -150,7 +140,7 @@ class Published:
 class Ours:
     """`heads.loop`, as stage 2 uses it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, compiled: bool = False) -> None:
         self.world, self.runs = world, Runs([world.model()])
         config, split = world.config, world.split
         target = split.target(len(world.info.classes))
@@ -163,7 +153,7 @@ class Ours:
         optimizer = make_optimizer(self.runs.whole, config.stage2)
         assert optimizer is not None
         self.task = Task("fusion", config.stage2, self.runs.modules, [0], world.clips, parts, None, "top1")
-        self.step = Step(self.runs, parts, optimizer, config.stage2)
+        self.step = Step(self.runs, parts, optimizer, config.stage2, compiled=compiled)
         self.dice = torch.Generator().manual_seed(1)
 
     def losses(self, steps: int) -> list[float]:
@@ -220,29 +210,38 @@ def contest(preset: str, dim: int, clips: int, rounds: int, device: str) -> dict
     """Seconds per step of both, and how many times faster ours is. SystemExit when the losses differ."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), configured(preset), clips, dim, MOTION_DIM, device)
-        a, b = Published(world, 0).epoch(CHECKED), Ours(world).losses(CHECKED)
-        apart = max(abs(x - y) for x, y in zip(a, b, strict=True))
+        compiled = compiles(device)
+        began = time.perf_counter()
+        ours = {"ours": Ours(world, compiled)} | ({"ours_eager": Ours(world)} if compiled else {})
+        first = Published(world, 0).epoch(CHECKED)
+        curves = [loop.losses(CHECKED) for loop in ours.values()]
+        prepared = time.perf_counter() - began
+        apart = max(abs(x - y) for curve in curves for x, y in zip(first, curve, strict=True))
         if apart > TOLERANCE:
             raise SystemExit(
                 f"{preset}: losses differ by {apart:.2e} within {CHECKED} steps: not the same training"
             )
-        ours = Ours(world)
         theirs = {f"published_{n}_workers": Published(world, n) for n in (0, 2)}
 
-        def run_ours() -> int:
-            ours.epoch()
-            return clips // BATCH
+        def made(epoch: Callable[[], Any]) -> Callable[[], int]:
+            def run() -> int:
+                epoch()
+                return clips // BATCH
 
-        contenders: dict[str, Callable[[], int]] = {"ours": run_ours}
+            return run
+
+        contenders = {name: made(loop.epoch) for name, loop in ours.items()}
         contenders |= {name: (lambda loop=loop: len(loop.epoch())) for name, loop in theirs.items()}
         times = race(contenders, clips // BATCH, rounds)
         fastest = min(theirs, key=lambda name: times[name].seconds)
-        parameters = sum(p.numel() for p in ours.runs.modules[0].parameters())
+        parameters = sum(p.numel() for p in ours["ours"].runs.modules[0].parameters())
     return {
         "preset": preset,
         "parameters": parameters,
+        "compiled": compiled,
+        "seconds_to_prepare": round(prepared, 1),
         "losses_apart": float(f"{apart:.2e}"),
-        "first_and_last_loss": [round(a[0], 4), round(a[-1], 4)],
+        "first_and_last_loss": [round(first[0], 4), round(first[-1], 4)],
         "ms_per_step": {name: round(1e3 * t.seconds / (clips // BATCH), 3) for name, t in times.items()},
         "published": fastest,
         "times_ours": ratio(times[fastest], times["ours"]),
@@ -252,12 +251,21 @@ def contest(preset: str, dim: int, clips: int, rounds: int, device: str) -> dict
 def outside(preset: str, dim: int, steps: int, rounds: int) -> dict[str, Any]:
     """The share of a step that is not arithmetic, at most: the step of the same calls on 16 channels."""
     spent: dict[str, list[float]] = {}
+    compiled = compiles("cpu")
     narrow = (f"d_in={dim // 48}", f"sgp.hidden={dim // 48}")
     with tempfile.TemporaryDirectory() as folder:
         sides = {
-            "full": (Ours(World(Path(folder), configured(preset), BATCH * steps, dim, MOTION_DIM, "cpu")), 1),
+            "full": (
+                Ours(
+                    World(Path(folder), configured(preset), BATCH * steps, dim, MOTION_DIM, "cpu"), compiled
+                ),
+                1,
+            ),
             "narrow": (
-                Ours(World(Path(folder), configured(preset, *narrow), BATCH * steps, dim // 48, 16, "cpu")),
+                Ours(
+                    World(Path(folder), configured(preset, *narrow), BATCH * steps, dim // 48, 16, "cpu"),
+                    compiled,
+                ),
                 10,
             ),
         }
@@ -271,9 +279,15 @@ def outside(preset: str, dim: int, steps: int, rounds: int) -> dict[str, Any]:
     timings = {name: Timing(tuple(values)) for name, values in spent.items()}
     return {
         "preset": preset,
+        "compiled": compiled,
         "ms_per_step": {name: round(1e3 * t.seconds / steps, 3) for name, t in timings.items()},
         "outside": ratio(timings["narrow"], timings["full"]),
     }
+
+
+def compiles(device: str) -> bool:
+    """Whether ours is compiled: on a CPU with a C++ compiler."""
+    return device == "cpu" and any(map(shutil.which, ("g++", "clang++")))
 
 
 def bound(found: dict[str, Any]) -> dict[str, Any]:

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 
 from benchmarks.harness import arguments, report
+from benchmarks.random_features import random_features
 from heads import spec
 from heads.config import STREAMS, load_config, variant_config
-from heads.features import FeatureSet, SplitFeatures
+from heads.features import FeatureSet
 from heads.options import Config
 from heads.stages import Group, stage2
 from heads.step import arithmetic
 from heads.train import side_by_side_key
-from pipeline.spec import REGIONS, VIEWS
-from pipeline.taxonomy import load_taxonomy
+from pipeline.spec import REGIONS
 
 EPOCHS = 500  # of the paper
 WARM = 2
@@ -57,7 +57,7 @@ def main() -> None:
     stage = config.stage2.model_copy(update={"epochs": WARM + options.epochs})
     config = config.model_copy(update={"stage2": stage})
     dim = 16 if options.smoke else 1408
-    data = random_features(config.t_len, dim, clips, device)
+    data = random_features(config.t_len, dim, MOTION_DIM, clips, device)
     units: dict[str, dict[str, Config]] = {}  # what trains side by side: name -> config
     for variant in (*STREAMS, *(f"drop_{region}" for region in REGIONS)):
         chosen = variant_config(config, variant)
@@ -74,28 +74,6 @@ def main() -> None:
         "models": trained + 1, "tables_over_one_run": round(tables / one, 3), "wanted": WANTED,
     }  # fmt: skip
     report("paper_run", measured, options.out)
-
-
-def random_features(steps: int, dim: int, clips: dict[str, int], device: str) -> FeatureSet:
-    """Clips of MA-52's classes in its splits, drawn on the device."""
-    taxonomy = load_taxonomy("ma52")
-    assert taxonomy is not None
-    torch.manual_seed(0)
-    splits = {}
-    for name, count in clips.items():
-        parts, regions = torch.randn(count, len(REGIONS), steps, dim, device=device), len(VIEWS) - 1
-        tensors = {
-            "sem_full": torch.randn(count, steps, dim, device=device),
-            "sem_full_valid": torch.ones(count, steps, dtype=torch.bool, device=device),
-            "sem_parts": parts,
-            "sem_parts_valid": torch.ones(count, regions, steps, dtype=torch.bool, device=device),
-            "motion": torch.randn(count, 8, MOTION_DIM, device=device),
-        }
-        label = torch.arange(count, device=device) % len(taxonomy.labels)
-        splits[name] = SplitFeatures(tuple(f"{name}/{i}" for i in range(count)), label, tensors)
-    counts = {name: {"used": count} for name, count in clips.items()}
-    keys = {"semantic": "0" * 64, "motion": "1" * 64}
-    return FeatureSet("ma52", taxonomy, splits, keys, dim, MOTION_DIM, steps, "resample", counts)
 
 
 def epoch_seconds(configs: Sequence[Config], data: FeatureSet, device: str) -> float:
