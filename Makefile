@@ -56,7 +56,7 @@ extract: $(READY)
 train: $(READY)
 	$(BMOE) train $(OPTIONS) --head $(HEAD) --seed $(SEED) --run $(RUN)
 
-# Tables 3 and 4 and figure 5 of the paper, three seeds; finished runs are kept.
+# Tables 3 and 4 and figures 5 and 6 of the paper, three seeds, and a page about them; finished runs are kept.
 RUNS    ?= build/ablations/$(DATASET)-$(HEAD)
 ABLATE   = $(OPTIONS) --head $(HEAD) --seeds 3 --runs $(RUNS)
 
@@ -64,7 +64,9 @@ ablations: $(READY) $(if $(filter demo,$(DATASET)),$(CACHE)/builds/demo.json)
 	$(BMOE) ablate streams $(ABLATE)
 	$(BMOE) ablate experts $(ABLATE)
 	$(BMOE) ablate experts $(ABLATE) --no-retrain
-	$(BMOE) explain attention $(RUNS)/full-seed0 $(RUNS)/full-seed1 $(RUNS)/full-seed2 --out $(RUNS)/attention.csv
+	$(BMOE) explain attention $(RUNS)/full --out $(RUNS)/attention.csv
+	$(BMOE) compare $(RUNS)/full $(RUNS)/motion_only --out $(RUNS)/compare.png
+	$(BMOE) report $(RUNS)/full $(RUNS)/semantic_only $(RUNS)/motion_only --cache $(CACHE) --out $(RUNS)/report.html
 
 $(CACHE)/builds/demo.json: | $(READY)
 	$(BMOE) demo --out build/demo

@@ -154,4 +154,6 @@ def experts_text(record: Mapping[str, Any]) -> str:
             lines += ["", f"{'cost by classes of':<18}" + "".join(f"{name:>13}" for name in costs)]
         mark = "" if record["own_costs_most"][row] else "   not most on its own"
         lines.append(f"{row:<18}" + "".join(f"{100 * cost:13.2f}" for cost in costs.values()) + mark)
+    if verdicts := record["own_costs_most"].values():
+        lines.append(f"costs most on its own classes: {sum(verdicts)} of {len(verdicts)} experts")
     return "\n".join([*lines, f"the expert is {how}; encoder forwards: {record['encoder_forwards']}"])

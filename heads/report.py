@@ -25,7 +25,7 @@ from heads.options import Config
 from heads.paper import paper_row, summary
 from heads.runs import Predictions
 from heads.stages import FUSION
-from pipeline.errors import UserError
+from pipeline.errors import ClipError, UserError
 from pipeline.store.reader import Cache
 
 WORST = 6
@@ -73,7 +73,7 @@ def write_report(
         try:
             found = previews([row["clip_id"] for row in worst])
             pictures = {clip_id: _picture(path) for clip_id, path in found.items()}
-        except UserError as error:  # videos may be gone; the report is still worth having
+        except (UserError, ClipError) as error:  # videos may be gone; the report is still worth having
             missing = str(error)
     elif worst:
         missing = "no cache was given"

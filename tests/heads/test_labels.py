@@ -1,6 +1,7 @@
 """Label vectors: the word rules with a toy vocabulary, GloVe files, the seeded table."""
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from heads.labels import label_vectors, seeded_vector, words_of
 from pipeline.errors import UserError
+from pipeline.taxonomy import load_taxonomy
 
 AKIMBO = {"arms akimbo": ("akimbo",)}
 
@@ -108,3 +110,25 @@ def test_seeded_table() -> None:
     assert word[:2].tolist() == pytest.approx([-0.1248122454, -0.0710594803], rel=1e-6)  # on every machine
     shared = float(np.corrcoef(found.vectors[1], found.vectors[2])[0, 1])
     assert shared > 0.3  # a shared word makes classes alike
+
+
+@pytest.mark.skipif(
+    "BMOE_GLOVE" not in os.environ, reason="needs glove.6B.300d: BMOE_GLOVE=its text file or zip"
+)
+def test_ma52_from_glove() -> None:
+    """The table the authors use: norms of its rows, what is out of vocabulary, and how alike the classes are."""
+    taxonomy = load_taxonomy("ma52")
+    assert taxonomy is not None
+    names = [label.name for label in taxonomy.labels]
+    found = label_vectors(names, Path(os.environ["BMOE_GLOVE"]), overrides=AKIMBO)
+    rows = dict(zip(names, found.vectors, strict=True))
+    norms = {"nodding": 6.510, "shrugging": 5.758, "waving": 6.885, "tiptoe": 6.294, "arms akimbo": 6.673}
+    for name, norm in (norms | {"sitting straightly": 2.824}).items():
+        assert np.linalg.norm(rows[name]) == pytest.approx(norm, abs=1e-3), name
+    assert "straightly" in found.oov
+    assert np.square(found.vectors).mean() == pytest.approx(0.0785, abs=1e-3)
+    unit = found.vectors / np.linalg.norm(found.vectors, axis=1, keepdims=True)
+    alike = unit @ unit.T - np.eye(52)
+    assert alike.max() == pytest.approx(0.907, abs=1e-3)
+    assert alike[32, 33] == alike.max()
+    assert alike.sum() / (52 * 51) == pytest.approx(0.36, abs=0.01)

@@ -1,6 +1,7 @@
 """A stack gives what its members give one by one, and so do runs that train side by side."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,17 @@ def test_runs_stop_each_at_its_own_epoch(tmp_path: Path) -> None:
         epochs.append(sum(r["stage"] == "fusion" for r in records))
         assert epochs[-1] == min(result.best_epoch + 1, 12)
     assert len(set(epochs)) > 1, epochs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_is_eager(tmp_path: Path) -> None:
+    """Two seeds side by side with a compiled step: the losses of an eager one."""
+    config = load_config("bmoe_tiny", [*NO_DROPOUT, "stage1.epochs=0"])
+    losses = []
+    for compiled in (False, True):
+        plans = [RunPlan(tmp_path / f"{compiled}{seed}", config, seed) for seed in (0, 1)]
+        results = train_group(Path("x"), "demo", plans, features=SMALL, compiled=compiled)
+        texts = [(result.run_dir / "metrics.jsonl").read_text() for result in results]
+        losses.append([json.loads(line)["loss"] for text in texts for line in text.splitlines()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
