@@ -1,5 +1,7 @@
 """Presets, overrides, recipes, and the messages for wrong ones."""
 
+from pathlib import Path
+
 import pytest
 
 from heads.config import PRESETS, load_config, parse_config, variant_config
@@ -71,6 +73,19 @@ def test_wrong_presets() -> None:
         parse_config({"m3e": {"dept": 1}}, origin="a.yaml")
     with pytest.raises(UserError, match="both false"):
         load_config("bmoe_tiny", ["motion.enabled=false", "semantic.enabled=false"])
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("head: linear_probe\nt_len: 4\n")
+    assert load_config(str(path), ["t_len=5"]) == load_config("linear_probe", ["t_len=5", "stage2.lr=3e-4"])
+    for text, message in (("- 1\n", "must hold keys and values"), ("a: [\n", "cannot be read as YAML"),
+                          ("hed: x\n", r"mine\.yaml: hed: unknown key")):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_config(str(path))
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read"):
+        load_config(str(tmp_path / "gone.yaml"))
 
 
 def test_recipes() -> None:

@@ -14,12 +14,13 @@ import cli
 from heads import metrics, runs
 from heads.ablate import _costs
 from heads.config import load_config
-from heads.paper import paper, side_by_side
+from heads.paper import paper, paper_row, side_by_side
 from heads.runs import Predictions
 from heads.submit import HEADER, check_submission
 from heads.sweep import Job, Sweep, encoded, grid, train_all
 from pipeline.errors import UserError
 from pipeline.spec import REGIONS
+from pipeline.taxonomy import load_taxonomy
 from tests.heads.caches import make_cache
 
 FAST = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=2")
@@ -123,21 +124,25 @@ def test_explain_attention(streams: dict, folder: Path, tmp_path: Path) -> None:
     """Rows are the means of the stored weights, in the paper's order of regions."""
     assert streams["rows"]
     chosen = [folder / f"full-seed{seed}" for seed in (0, 1)]
-    status, out, _ = call("explain", "attention", *chosen, "--out", tmp_path / "a.csv", "--json")
+    words = ("--out", tmp_path / "a.csv", "--json")
+    status, out, _ = call("explain", "attention", *chosen, *words)
+    assert (status, call("explain", "attention", folder / "full", *words)[1]) == (
+        0,
+        out,
+    )  # all seeds of a job
     record = json.loads(out)
-    assert status == 0
+    assert record["encoder_forwards"] == 0
     assert record["experts"] == ["head", "upper_limb", "body", "lower_limb"]
     order = [REGIONS.index(name) for name in record["experts"]]
     found = [runs.read_predictions(run) for run in chosen]
-    expected = np.mean(
-        [p.attention[p.label == 3].mean(0)[order] for p in found if p.attention is not None], 0
-    )
-    np.testing.assert_allclose(record["attention"][3], expected, atol=1e-6)
+    each = [p.attention[p.label == 3].mean(0)[order] for p in found if p.attention is not None]
+    np.testing.assert_allclose(record["attention"][3], np.mean(each, 0), atol=1e-6)
+    np.testing.assert_allclose(record["std"][3], np.std(each, 0, ddof=1), atol=1e-6)
     np.testing.assert_allclose(np.sum(record["attention"], 1), 1, atol=1e-5)
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["class", "clips", *record["experts"]]
-    assert [float(v) for v in rows[4][2:]] == pytest.approx(record["attention"][3], abs=1e-6)
+    assert rows[0] == ["class", "clips", *record["experts"], *(f"{name}_std" for name in record["experts"])]
+    assert [float(v) for v in rows[4][2:6]] == pytest.approx(record["attention"][3], abs=1e-6)
     assert len(rows) == 13
     with Image.open(tmp_path / "a.png") as picture:
         assert len(set(picture.convert("RGB").get_flattened_data())) > 20
@@ -159,6 +164,14 @@ def test_compare(streams: dict, folder: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "bars.png") as picture:
         assert picture.width > 400
     assert call("compare", a, tmp_path)[0] == 2
+    seeds = json.loads(call("compare", folder / "full", folder / "manet_cached", "--json")[1])
+    assert [len(seeds[side]) for side in "ab"] == [2, 2]
+    hits = [(p.probabilities.argmax(1) == p.label) for p in map(runs.read_predictions, map(Path, seeds["a"]))]
+    assert [row["a"] for row in seeds["rows"]] == np.mean(hits, 0).tolist()  # one clip per class
+    assert [row["a_std"] for row in seeds["rows"]] == pytest.approx(np.std(hits, 0, ddof=1).tolist())
+    assert {row["b_std"] for row in seeds["rows"]} == {0.0}
+    lines = call("compare", folder / "full", folder / "manet_cached")[1].splitlines()
+    assert lines[-1] == "A: 2 runs, B: 2, from stored predictions; encoder forwards: 0"
 
 
 def test_predict_writes_a_submission(streams: dict, cache: Path, folder: Path, tmp_path: Path) -> None:
@@ -223,6 +236,7 @@ def test_sweep_grid(cache: Path, tmp_path: Path) -> None:
     record = json.loads(call(*words)[1])
     assert [row["row"] for row in record["rows"]] == ["te.layers=0", "te.layers=1"]
     assert record["encoder_forwards"] == 0
+    assert record["rows"][0]["paper"] == {"top1": 64.54, "f1_macro": 53.30, "dataset": "ma52"}
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert json.loads(call(*words)[1]) == record
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
@@ -260,6 +274,15 @@ def test_paper_numbers() -> None:
     official = dict(paper()["official"]["MANet"])
     mean = official.pop("f1_mean")
     assert round(sum(official.values()) / 4, 2) == mean == 65.59
+    taxonomy = load_taxonomy("ma52")
+    assert taxonomy is not None
+    known = {label.name for label in taxonomy.labels}
+    for figure in (paper()["fig5"]["largest"], paper()["fig6"]):
+        assert set(figure) <= known
+    assert paper_row("mpii_gi", load_config("bmoe_tiny"))["top1"] == 69.43
+    assert paper_row("ma52", load_config("gs_moe_b"))["top1"] == 56.93
+    assert paper_row("ma52", load_config("bmoe_tiny"), "drop_head")["top1"] == 62.01
+    assert paper_row("ma52", load_config("linear_probe")) is None
     tables = paper()["tables"]
     assert tables["tab3"]["both"] == tables["tab4"]["none"] == tables["tab1"]["B_MoE"]
     assert not side_by_side("tab3", "demo", {"both": [{"top1": 1.0}]})["same_data"]
