@@ -88,7 +88,11 @@ def write_report(
         "stages": _stages(first.info, cache),
         "splits": _splits(first.info),
         "jobs": [_job_row(job) for job in jobs],
-        "scores": [name for name in first.results[0]["scores"] if not (single and name.endswith("micro"))],
+        "scores": [
+            name
+            for name in first.results[0]["scores"]
+            if not ((single and name.endswith("micro")) or name.endswith(("_low", "_high")))
+        ],
         "curves": [chart for job in jobs for chart in _charts(job, FUSION)],
         "expert_curves": [chart for job in jobs for chart in _charts(job, "expert:")],
         "classes": class_rows(first.info, first.predictions) if single else [],
