@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
 from pipeline.plan import ClipTask, Group
 from pipeline.presets import Recipe
 from pipeline.run.board import Ticket
 from pipeline.run.provenance import provenance
-from pipeline.sizes import MEMORY
+from pipeline.sizes import MEMORY, size_text
 from pipeline.store import lease
 from pipeline.store.jobs import (
     Job,
@@ -167,7 +167,9 @@ class Worker(AbstractContextManager["Worker"]):
         origin = provenance() | {"weights_differences": self.engine.differences.get(shard.stage, [])}
         facts = self.recipe.spec.stages()[shard.stage].facts()
         rows = -(-shard.rows // multiple) * multiple
-        return create_stage(self.cache, facts, shard.key, arrays, rows, origin)
+        stage = create_stage(self.cache, facts, shard.key, arrays, rows, origin)
+        check_memory(stage, self.memory)
+        return stage
 
     def _compute(
         self,
@@ -286,6 +288,19 @@ def commit(stage: Stage, shard: JobShard, entries: Sequence[Entry], held: lease.
         )
     builder.commit(held.check)
     return True
+
+
+def check_memory(stage: Stage, memory: int) -> None:
+    """Raise UserError where a shard would take more than an 8th of the memory of a worker.
+
+    A clip may fill a shard; then its rows are there as float32, as they are stored, and in the log's frame.
+    """
+    size = stage.shard_rows * sum(spec.row_bytes for spec in stage.arrays.values() if spec.codec == "raw")
+    if 8 * size > memory:
+        raise UserError(
+            f"--memory {size_text(memory)} is too little: a shard of stage {stage.name} takes {size_text(size)}; give "
+            f"at least {size_text(8 * size)}, or, for a stage that is new, lower run.shard_clips"
+        )
 
 
 def heal_length(stage: Stage) -> None:

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from pipeline.decode.spans import SpanFrames
+from pipeline.errors import UserError
 from pipeline.presets import Recipe, load_recipe
 from pipeline.run.engine import Engine
+from pipeline.run.worker import check_memory
+from pipeline.stages.work import compressed, raw
 from pipeline.store.shard import PackedRows
 from tests.run.test_engine import STAGES, planned
+from tests.store.caches import make_stage
 
 MIB = 1 << 20
 Made = dict[tuple[str, str, str], Any]
@@ -76,3 +80,11 @@ def test_clips_decoded_in_spans_give_the_same_bits(
         else:
             assert tight[name].dtype == value.dtype
             assert np.array_equal(tight[name], value), name
+
+
+def test_shards_that_do_not_fit_the_budget_are_refused(tmp_path: Path) -> None:
+    arrays = [raw("features", "float16", 1024, chunk_rows=64), compressed("labels", "uint8", 9, 9)]
+    stage = make_stage(tmp_path, arrays, shard_rows=64)  # 128 KiB
+    check_memory(stage, MIB)
+    with pytest.raises(UserError, match=r"--memory 1023KiB .* takes 128KiB; give at least 1MiB, or"):
+        check_memory(stage, MIB - 1024)
