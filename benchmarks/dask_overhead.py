@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from distributed import Nanny, Scheduler, SpecCluster
 
 from benchmarks.harness import arguments, race, ratio, report
 from benchmarks.memory import make_cache
@@ -24,17 +23,8 @@ from pipeline.presets import load_recipe
 from pipeline.run.board import Board
 from pipeline.run.build import read_files
 from pipeline.run.crew import Crew, SerialCrew, WorkerSpec, run_jobs
-from pipeline.run.dask_crew import DaskCrew
+from pipeline.run.dask_crew import DaskCrew, local_cluster
 from pipeline.store.layout import events_path
-
-
-def cluster(workers: int) -> SpecCluster:
-    """Dask workers of one thread each."""
-    options = {"nthreads": 1, "memory_limit": 0}
-    spec = {place: {"cls": Nanny, "options": options} for place in range(workers)}
-    return SpecCluster(
-        spec, {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
-    )
 
 
 def main() -> None:
@@ -45,16 +35,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     clips = options.jobs * options.clips
-    cache = make_cache(options.folder, clips).absolute()
-    manifest = read_manifest(manifest_path(cache, "demo"))
+    cache = make_cache(options.folder, clips, videos=24).absolute()
+    manifest = read_manifest(manifest_path(cache, "bench"))
     read_files(cache, manifest, silent)
-    media = read_media(media_path(cache, "demo"))
+    media = read_media(media_path(cache, "bench"))
     recipe = load_recipe("demo", overrides=[f"run.shard_clips={options.clips}"])
     stages = tuple(recipe.spec.stages())
-    events = events_path(cache, "demo")
+    events = events_path(cache, "bench")
     with EventFile(events):  # so that there is one
         pass
-    spec = WorkerSpec(cache, "demo", recipe, stages, 1, 1 << 30, events)
+    spec = WorkerSpec(cache, "bench", recipe, stages, 1, 1 << 30, events)
 
     def run(crew: Crew) -> Callable[[], int]:
         def jobs() -> int:
@@ -69,7 +59,11 @@ def main() -> None:
         serial = stack.enter_context(SerialCrew(spec, silent))
         crews = {
             f"dask{count}": stack.enter_context(
-                DaskCrew(spec, count, scheduler=stack.enter_context(cluster(count)).scheduler_address)
+                DaskCrew(
+                    spec,
+                    count,
+                    scheduler=stack.enter_context(local_cluster(count, threads=1)).scheduler_address,
+                )
             )
             for count in (1, 2)
         }

@@ -22,24 +22,31 @@ from pipeline.demo.world import plan_world, render_world
 from pipeline.manifest import manifest_path, write_manifest
 from pipeline.store.layout import init_cache
 
-CLASSES = 12
+FRAMES = 32  # of a clip
 EVERY_S = 0.05
 
 
-def make_cache(folder: Path, clips: int) -> Path:
-    """A cache whose dataset is so many rendered clips, half of them train; rendered ones are kept."""
-    per_class = -(-clips // (2 * CLASSES))
-    plans = plan_world(per_class={"train": per_class, "val": per_class})[:clips]
-    world, cache = folder / f"world{clips}", folder / f"cache{clips}"
-    render_world(world, plans)
+def make_cache(folder: Path, clips: int, videos: int = 72) -> Path:
+    """A cache whose dataset "bench" is so many intervals of rendered clips of the demo world, all different."""
+    world, cache = folder / f"world{videos}", folder / f"cache{clips}"
+    each = videos // 24  # 12 classes in train and in val
+    render_world(world, plan_world(per_class={"train": each, "val": each}))
+    files = sorted((world / "videos").iterdir())
+    places = [
+        (path.name, start) for start in range(40 - FRAMES + 1) for path in files
+    ]  # none is shorter than 40
+    if len(places) < clips:
+        raise SystemExit(f"{videos} videos hold {len(places)} clips, {clips} wanted")
+    rows = (f"videos/{name},{start},{start + FRAMES}" for name, start in places[:clips])
+    (world / "clips.csv").write_text("\n".join(["video_path,start_frame,end_frame", *rows]) + "\n")
     init_cache(cache)
-    write_manifest(import_dataset("demo", world), manifest_path(cache, "demo"))
+    write_manifest(import_dataset("bench", world, "csv"), manifest_path(cache, "bench"))
     return cache
 
 
 def measure(cache: Path, clips: int, memory: str, overrides: list[str]) -> dict[str, Any]:
     """Build it in a process of its own; SystemExit when a clip is missing."""
-    command = [sys.executable, "-m", "cli", "build", "--dataset", "demo", "--cache", str(cache)]
+    command = [sys.executable, "-m", "cli", "build", "--dataset", "bench", "--cache", str(cache)]
     command += ["--preset", "demo", "--memory", memory, "--json"]
     for override in ("run.shard_clips=25", *overrides):
         command += ["--set", override]

@@ -7,6 +7,7 @@ futures: the client may die, and the next one goes on with what the cache holds.
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import threading
@@ -151,19 +152,19 @@ class DaskCrew:
         return ended
 
 
-def local_cluster(count: int) -> SpecCluster:
-    """`count` workers of this machine, which share its cores; on GPUs one each."""
+def local_cluster(count: int, threads: int | None = None) -> SpecCluster:
+    """`count` workers of this machine, which share its cores; on GPUs one each. The memory budget is our own."""
     found = gpus()
-    threads = max((os.cpu_count() or 1) // count, 1)
-    options: dict[str, Any] = {"nthreads": threads, "memory_limit": 0}  # the budget is our own
+    threads = threads or max((os.cpu_count() or 1) // count, 1)
+    options: dict[str, Any] = {"nthreads": threads, "memory_limit": 0, "silence_logs": logging.ERROR}
     workers = {}
     for place in range(count):
         own: dict[str, Any] = {}
         if found:
             own = {"env": {"CUDA_VISIBLE_DEVICES": found[place % len(found)]}, "resources": {"GPU": 1}}
         workers[place] = {"cls": Nanny, "options": options | own}
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
-    return SpecCluster(workers, scheduler)
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs=logging.ERROR)
 
 
 def slurm_cluster(path: Path) -> Any:
