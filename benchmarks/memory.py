@@ -2,10 +2,12 @@
 
     python -m benchmarks.memory [--small 50 --large 500] [--memory 1GiB] [--set segment.stride=12] [--out]
 
-Memory is that of the whole tree of processes (the build and its decoders), added up 20 times a second: resident pages,
-where shared ones count for each process that has them (rss), and where they are divided among those (pss).
+Memory is that of the whole tree of processes, the build and its decoders. `rss`: the largest resident size that each
+ever had, as the kernel keeps it, added up as if all had it at the same time, shared pages counted for each. `pss`: the
+largest sum at one time, looked at twice a second, shared pages divided among those who have them.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -14,8 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.harness import arguments, report
 from pipeline.datasets import import_dataset
 from pipeline.demo.world import plan_world, render_world
@@ -23,7 +23,7 @@ from pipeline.manifest import manifest_path, write_manifest
 from pipeline.store.layout import init_cache
 
 FRAMES = 32  # of a clip
-EVERY_S = 0.05
+EVERY_S = 0.5
 
 
 def make_cache(folder: Path, clips: int, videos: int = 72) -> Path:
@@ -52,37 +52,43 @@ def measure(cache: Path, clips: int, memory: str, overrides: list[str]) -> dict[
         command += ["--set", override]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = {"rss": 0, "pss": 0}
-    most = 0
+    largest: dict[int, int] = {}  # process -> its largest resident size
+    together = 0
     while process.poll() is None:
-        found = [use for one in _tree(process.pid) if (use := _memory(one))]
-        most = max(most, len(found))
-        peak = {kind: max(size, sum(use[kind] for use in found)) for kind, size in peak.items()}
+        now = 0
+        for pid in _tree(process.pid):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                largest[pid] = max(largest.get(pid, 0), _kib(Path(f"/proc/{pid}/status"), "VmHWM"))
+                now += _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+        together = max(together, now)
         time.sleep(EVERY_S)
     assert process.stdout
     done = json.loads(process.stdout.read())["clips"]["done"]
     if done != clips:
         raise SystemExit(f"{done} of {clips} clips are done: the numbers mean nothing")
     return {
-        "clips": clips, "seconds": round(time.perf_counter() - began, 1), "processes": most,
-        **{f"peak_{kind}_mib": round(size / 2**20, 1) for kind, size in peak.items()},
-    }  # fmt: skip
+        "clips": clips,
+        "seconds": round(time.perf_counter() - began, 1),
+        "processes": len(largest),
+        "peak_rss_mib": round(sum(largest.values()) / 1024, 1),
+        "peak_pss_mib": round(together / 1024, 1),
+    }
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def _tree(pid: int) -> list[int]:
+    """A process and those it started, and so on."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
 
 
-def _memory(process: psutil.Process) -> dict[str, int] | None:
-    try:
-        full = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return None
-    return {"rss": full.rss, "pss": full.pss}
+def _kib(path: Path, name: str) -> int:
+    """A number of a file of /proc; 0 where it has none."""
+    lines = path.read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def main() -> None:
