@@ -73,8 +73,14 @@ def contenders(world: World, folder: Path) -> dict[str, Callable[[], int]]:
     def count(loader: Any) -> int:
         return sum(len(batch) for batch in loader)
 
-    loaders = {f"npy{n}": DataLoader(NpyClips(files), BATCH, shuffle=True, num_workers=n, collate_fn=joined)
-               for n in (0, 2)}  # fmt: skip
+    # fork, as on any Linux: litdata.optimize makes spawn the default, and workers would import torch anew
+    loaders = {
+        f"npy{n}": DataLoader(
+            NpyClips(files), BATCH, shuffle=True, num_workers=n, collate_fn=joined,
+            multiprocessing_context="fork" if n else None,
+        )
+        for n in (0, 2)
+    }  # fmt: skip
     found = {"ours": ours} | {name: (lambda loader=loader: count(loader)) for name, loader in loaders.items()}
     if find_spec("litdata"):
         import litdata
