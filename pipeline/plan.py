@@ -205,6 +205,8 @@ def make_plan(
     """
     specs = spec.stages()
     manifest = with_source(manifest, spec.source)
+    # Before the receipts: a job that ends meanwhile is seen as a job, or else its receipts are.
+    jobs = unfinished(cache, manifest.dataset, {name: specs[name].key for name in stages})
     open_stages = {name: open_stage(cache, name, specs[name].key) for name in specs}
     holds = {name: contents(stage) for name, stage in open_stages.items()}
     keys = clip_keys(manifest, media, spec.source)
@@ -219,7 +221,6 @@ def make_plan(
         if key not in refused and key not in tasks:
             tasks[key] = _task(key, clips[row], media, spec.source)
     missing = {name: frozenset(tasks.keys() - held.done) for name, held in wanted.items()}
-    jobs = unfinished(cache, manifest.dataset, {name: specs[name].key for name in stages})
     groups = _group(spec, _unclaimed(tasks, jobs), missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
     whole = len(keys) - keys.count(None) - len(lacking)  # rows that no stage lacks

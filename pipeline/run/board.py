@@ -23,13 +23,13 @@ from pipeline.store.jobs import (
     folder_of,
     is_committed,
     job_numbers,
-    job_path,
     load_jobs,
     next_turn,
     remove_job,
     taken,
 )
 
+CLAIM = "claim"  # the lease of the one build that plans its next job
 SKELETON_BLOCK = 64  # clips; skeletons are packed into no batches, so a block is only what a kill may cost
 
 
@@ -69,10 +69,10 @@ class Board:
         # Before the plan reads it: what another build does from here on is noticed when a group is claimed.
         jobs = load_jobs(self.cache)
         self._known = taken(self.cache, jobs, self._keys)
-        for job in jobs:
-            killed = all(is_committed(self.cache, shard) for shard in job.shards)
-            if killed and not self._watch.held(folder_of(self.cache), job.number):
-                remove_job(self.cache, job)  # its worker was killed just before it did
+        if any(self._is_over(job) for job in jobs):  # its worker was killed just before it removed it
+            with self._alone():
+                for job in filter(self._is_over, load_jobs(self.cache)):
+                    remove_job(self.cache, job)
         self.plan = make_plan(
             self.cache, self.manifest, self.media, self.recipe.spec, self.stages, self.recipe.run.shard_clips
         )
@@ -113,24 +113,37 @@ class Board:
         write_media(media_path(self.cache, self.manifest.dataset), self.media)
 
     def _claim(self, group: Group) -> Job | None:
-        """Make a job of a group; None when another build changed the cache since the plan: plan anew.
-
-        Whoever writes a job looks again afterwards, and takes it back when somebody else wrote something
-        too. So of two builds that claim the same clips, one at least sees the other.
-        """
-        jobs = load_jobs(self.cache)
-        world = taken(self.cache, jobs, self._keys)
-        if not world <= self._known:
-            return None
-        job = self._job_of(group, max(job_numbers(self.cache), default=-1) + 1, world)
-        if not create_job(self.cache, job):
-            return None
-        others = [other for other in load_jobs(self.cache) if other.id != job.id]
-        if not taken(self.cache, others, self._keys) <= self._known:
-            job_path(self.cache, job.number).unlink(missing_ok=True)
-            return None
+        """Make a job of a group; None when another build changed the cache since the plan: plan anew."""
+        with self._alone() as held:
+            world = taken(self.cache, load_jobs(self.cache), self._keys)
+            if not world <= self._known:
+                return None
+            job = self._job_of(group, max(job_numbers(self.cache), default=-1) + 1, world)
+            try:
+                held.check()  # frozen until another build took over, it must not write a job that this one also did
+            except lease.LeaseLostError:
+                return None
+            if not create_job(self.cache, job):
+                return None
         self._known = world | {(shard.stage, shard.shard) for shard in job.shards}
         return job
+
+    def _alone(self) -> lease.Lease:
+        """The lease under which jobs are written and struck off: between a look at the cache and a job nobody comes."""
+        folder = folder_of(self.cache)
+        while True:
+            found = lease.turns(folder, CLAIM)
+            if not found or not self._watch.alive(found[max(found)]):
+                held = lease.take(folder, CLAIM, max(found, default=0) + 1)
+                if held is not None:
+                    return held
+            time.sleep(random.uniform(0, 0.02))
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether all shards of a job are committed, and nobody is about to remove it."""
+        return all(is_committed(self.cache, shard) for shard in job.shards) and not self._watch.held(
+            folder_of(self.cache), job.number
+        )
 
     def _job_of(self, group: Group, number: int, world: Collection[tuple[str, int]]) -> Job:
         keys = tuple(task.key for task in group.clips)

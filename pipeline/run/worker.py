@@ -154,6 +154,7 @@ class Worker(AbstractContextManager["Worker"]):
             if commit(stages[shard.stage], shard, entries, held):
                 result.shards[shard.stage] = shard.shard
         if all(is_committed(self.cache, shard) for shard in job.shards if shard not in mine):
+            held.check()
             remove_job(self.cache, job)
             return
         for shard in mine:

@@ -69,8 +69,8 @@ def check_lease(data: bytes) -> Owner:
     return owner
 
 
-def turns(folder: Path, job: int) -> dict[int, Path]:
-    """Turn -> lease of a job, ascending; the last one counts."""
+def turns(folder: Path, job: int | str) -> dict[int, Path]:
+    """Turn -> lease of a job (or of something else that one process does at a time), ascending; the last one counts."""
     parts = ((path.name.split("."), path) for path in folder.glob(f"{job}.*.lease"))
     found = {int(turn): path for (_, turn, *_), path in parts if turn.isdecimal()}
     return dict(sorted(found.items()))
@@ -95,9 +95,8 @@ class Lease(AbstractContextManager["Lease"]):
 
     def check(self) -> None:
         """Raise LeaseLostError when another process took over."""
-        job = int(self.path.name.partition(".")[0])
         with suppress(OSError, ValueError):
-            if max(turns(self.path.parent, job)) == self.turn:
+            if max(turns(self.path.parent, self.path.name.partition(".")[0])) == self.turn:
                 mine = parse_lease(self.path.read_bytes()).token == self.owner.token
                 if mine:
                     return
@@ -116,7 +115,7 @@ class Lease(AbstractContextManager["Lease"]):
             os.close(self._descriptor)
 
 
-def take(folder: Path, job: int, turn: int) -> Lease | None:
+def take(folder: Path, job: int | str, turn: int) -> Lease | None:
     """Make the lease of a job for a turn above all before; None when another process was faster."""
     place, (_, start) = _place(), _process(os.getpid()) or ("", 0)
     owner = Owner(platform.node(), place, os.getpid(), start, secrets.token_hex(8), SECONDS)

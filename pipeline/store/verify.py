@@ -274,7 +274,7 @@ class _Walk:
                 elif number.isdecimal() and kind == "json":
                     job = jobs.parse_job(int(number), data)
                     making |= {(shard.key, shard.shard) for shard in job.shards}
-                elif number.isdecimal() and path.suffix == ".lease":
+                elif path.suffix == ".lease":
                     lease.check_lease(data)
                 else:
                     yield self._problem(path, "extra", "no record speaks of it")

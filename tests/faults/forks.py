@@ -94,6 +94,10 @@ def essence(cache: Path) -> dict[str, bytes]:
         name = path.relative_to(cache).as_posix()
         if name.startswith(("builds/", "index/", "manifests/")) or name == "cache.json":
             continue
+        if path.name.startswith(
+            "."
+        ):  # an unfinished write of a killed process: not of the cache, gc removes it
+            continue
         found[name] = path.read_bytes()
         if path.name == "stage.json":
             record = {key: value for key, value in load_record(path).items() if key != "provenance"}

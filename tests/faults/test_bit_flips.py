@@ -109,3 +109,24 @@ def test_every_flip_is_found_and_none_is_read(cache: Path, flips: int) -> None:
     assert refused > flips / 4
     assert verify(cache).problems == ()
     assert contents(cache) == truth
+
+
+def test_repair_of_jobs_leases_and_logs(cache: Path) -> None:
+    """What is damaged is set aside, and what was finished before the damage is kept."""
+    (log,) = cache.glob("stages/*/*/wip/*.2.log")
+    whole, before = log.read_bytes(), finished(cache)
+    log.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (problem,) = verify(cache, repairing=True).problems
+    assert problem.kind == "damaged"
+    assert finished(cache) == before[:2]
+    (aside,) = cache.glob("stages/*/*/damaged/*.log")
+    assert aside.read_bytes() != whole
+    for path in (cache / "jobs" / "0.2.lease", cache / "jobs" / "0.json"):
+        path.write_bytes(path.read_bytes().replace(b"e", b"f", 1))
+        report = verify(cache, repairing=True)
+        assert report.problems[0].path == path.relative_to(cache).as_posix()
+        assert report.sound
+        assert (cache / "jobs" / "damaged" / path.name).exists()
+        assert not path.exists()
+    assert {problem.reason for problem in verify(cache).problems} == {"no job goes on with it"}
+    assert load_jobs(cache) == []

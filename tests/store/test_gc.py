@@ -9,10 +9,12 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.spec import digest
 from pipeline.store.gc import GRACE_S, find_waste, reached, remove
-from pipeline.store.jobs import Job, JobShard, create_job
+from pipeline.store.jobs import Job, JobShard, create_job, folder_of
 from pipeline.store.layout import init_cache
+from pipeline.store.lease import Lease, take
 from pipeline.store.reader import Cache
 from pipeline.store.verify import verify
+from pipeline.store.wip import LogWriter, Origin
 from pipeline.store.writer import Stage, create_stage, write_build
 from tests.store.caches import FEATURES, facts, fill
 
@@ -93,6 +95,28 @@ def test_leftovers_of_killed_builds(tmp_path: Path) -> None:
     assert [path for path in names if path.exists()] == [folder.path / "wip" / "9.1.log"]
     assert later(tmp_path) == []
     assert len(Cache(tmp_path).stage("motion", stage.key).clips) == 3
+
+
+def test_what_a_living_build_writes_is_never_waste(tmp_path: Path) -> None:
+    """Not even where no build record reaches its stage any more; when it is dead, its job goes, then the rest."""
+    stage = make(tmp_path, "motion")
+    shard = JobShard("motion", stage.key, 9, ("k",), 16)
+    assert create_job(tmp_path, Job(7, "a", "a", ("k",), (1,), (shard,)))
+    log = LogWriter(stage.folder, 1, Origin("a", 9, 0))
+    log.close()
+    with taken(tmp_path):
+        assert later(tmp_path) == []
+    assert [path for _, path in later(tmp_path)] == ["jobs/7.json", f"stages/motion/{stage.key[:16]}"]
+    write_build(tmp_path, "a", {"preset": "base", "stages": {"motion": stage.key}})
+    assert later(tmp_path) == []  # the next build goes on with it
+    (tmp_path / "jobs" / "7.json").unlink()
+    assert [item.kind for item in find_waste(tmp_path, time.time() + GRACE_S + 1)] == ["wip"]
+
+
+def taken(root: Path) -> Lease:
+    held = take(folder_of(root), 7, 1)
+    assert held is not None
+    return held
 
 
 def test_nothing_is_waste_where_a_build_record_is_damaged(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""The board: jobs for everything that is missing, each given to one, whoever asks, in whatever order."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.manifest import Manifest
+from pipeline.media import Media
+from pipeline.options import Batch, RunOptions
+from pipeline.presets import Recipe
+from pipeline.run.board import Board, Ticket
+from pipeline.spec import STAGES
+from pipeline.store import lease
+from pipeline.store.flight import in_flight
+from pipeline.store.jobs import Job, folder_of, load_job, load_jobs, remove_job
+from pipeline.store.layout import init_cache
+from pipeline.store.wip import LogWriter, Origin
+from pipeline.store.writer import ShardBuilder, create_stage, encode_rows
+from tests.specs import pipeline_spec
+from tests.test_plan import ARRAY, dataset
+
+ONE = np.ones(1, np.float32)
+RECIPE = Recipe(pipeline_spec(), {}, RunOptions(shard_clips=10, batch=Batch(motion=4)))
+
+
+@pytest.fixture(autouse=True)
+def _no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    init_cache(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def board(cache: Path, table: tuple[Manifest, dict[str, Media]]) -> Board:
+    return Board(cache, RECIPE, STAGES, *table)
+
+
+def do(cache: Path, ticket: Ticket, done: Counter[str]) -> bool:
+    """What a worker does with a ticket, but for the work; whether it got the job."""
+    held = lease.take(folder_of(cache), ticket.job, ticket.turn)
+    if held is None:
+        return False
+    with held:
+        job = load_job(cache, ticket.job)
+        if job is not None:
+            for shard in job.shards:
+                facts = RECIPE.spec.stages()[shard.stage].facts()
+                stage = create_stage(cache, facts, shard.key, [ARRAY], 4000, {})
+                builder = ShardBuilder(stage, shard.shard)
+                for key in shard.clips:
+                    builder.add(key, key, {"x": ONE}, {})
+                    done[f"{shard.stage} {key}"] += 1
+                builder.commit(held.check)
+            remove_job(cache, job)
+    return True
+
+
+def test_groups_become_jobs_of_whole_blocks(cache: Path) -> None:
+    table = dataset(25)
+    mine = board(cache, table)
+    tickets = [mine.take(out) for out in ((), (0,), (0, 1))]
+    assert tickets == [Ticket(0, 1), Ticket(1, 1), Ticket(2, 1)]
+    assert mine.take((0, 1, 2)) is None
+    assert not mine.done
+    jobs = load_jobs(cache)
+    assert [(len(job.clips), job.blocks) for job in jobs] == [(10, (4, 4, 2)), (10, (4, 4, 2)), (5, (4, 1))]
+    assert all([shard.shard for shard in job.shards] == [job.number] * 4 for job in jobs)
+    assert [line["running"] for line in in_flight(cache, "test")] == [False] * 3
+
+
+def test_a_board_goes_on_with_the_jobs_of_a_dead_one(cache: Path) -> None:
+    table, done = dataset(25), Counter[str]()
+    first = board(cache, table)
+    first.take()
+    second = board(cache, table)
+    assert second.take() == Ticket(0, 1)  # nobody has a lease
+    held = lease.take(folder_of(cache), 0, 1)
+    assert held is not None
+    ticket = second.take((0,))
+    assert ticket == Ticket(1, 1)
+    with held:
+        assert board(cache, table).take((1,)) == Ticket(2, 1)  # 0 is held
+    while (ticket := second.take()) is not None:
+        assert do(cache, ticket, done)
+    assert second.done
+    assert set(done.values()) == {1}
+    assert len(done) == 4 * 25
+    assert load_jobs(cache) == []
+
+
+def test_a_stale_board_plans_anew(cache: Path) -> None:
+    """While it slept, another one did everything, or a part, and left no job behind."""
+    table, done = dataset(25), Counter[str]()
+    stale, other = board(cache, table), board(cache, table)
+    ticket = other.take()
+    assert ticket is not None
+    do(cache, ticket, done)
+    while (ticket := stale.take()) is not None:
+        do(cache, ticket, done)
+    assert stale.done
+    assert set(done.values()) == {1}
+    assert len(done) == 4 * 25
+    assert board(cache, table).done
+
+
+@pytest.mark.parametrize("boards", [2, 4])
+def test_boards_side_by_side_give_no_clip_twice(boards: int, cache: Path) -> None:
+    table, counts = dataset(80), [Counter[str]() for _ in range(boards)]
+    failed: list[BaseException] = []
+    begin = threading.Barrier(boards)
+
+    def work(done: Counter[str]) -> None:
+        try:
+            mine = board(cache, table)
+            begin.wait(30)
+            while not mine.done:
+                ticket = mine.take()
+                if ticket is not None:
+                    do(cache, ticket, done)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(done,)) for done in counts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failed == []
+    total = sum(counts, Counter[str]())
+    assert set(total.values()) == {1}
+    assert len(total) == 4 * 80
+    assert load_jobs(cache) == []
+
+
+def test_finished_clips_of_a_log_are_counted(cache: Path) -> None:
+    table = dataset(10)
+    mine = board(cache, table)
+    mine.take()
+    (job,) = load_jobs(cache)
+    log_some(cache, job, {"segment": 5, "regions": 3, "semantic": 3, "motion": 9})
+    planned = mine.replan()
+    assert [stage.unfinished for stage in planned.stages] == [5, 3, 3, 9]
+    assert {stage.pending for stage in planned.stages} == {10}
+    assert in_flight(cache, "test")[0]["logged"] == 3
+    ticket = mine.take()
+    assert ticket == Ticket(0, 2)  # above the turn of the logs
+
+
+def log_some(cache: Path, job: Job, clips: dict[str, int]) -> None:
+    for shard in job.shards:
+        facts = RECIPE.spec.stages()[shard.stage].facts()
+        stage = create_stage(cache, facts, shard.key, [ARRAY], 4000, {})
+        log = LogWriter(stage.folder, 1, Origin(job.id, shard.shard, 0))
+        for key in shard.clips[: clips[shard.stage]]:
+            made = encode_rows(stage, {"x": ONE})
+            log.add(key, key, made.n_rows, {}, made.stored)
+        log.close()
