@@ -23,6 +23,7 @@ from pipeline.store.jobs import (
     folder_of,
     is_committed,
     job_numbers,
+    job_path,
     load_jobs,
     next_turn,
     remove_job,
@@ -35,10 +36,11 @@ SKELETON_BLOCK = 64  # clips; skeletons are packed into no batches, so a block i
 
 @dataclass(frozen=True)
 class Ticket:
-    """Leave to take over a job for a turn: plain numbers, to be sent to another process."""
+    """Leave to take over a job for a turn; to be sent to another process. `id` is the job's: numbers are used again."""
 
     job: int
     turn: int
+    id: str
 
 
 class Board:
@@ -96,11 +98,11 @@ class Board:
                 job = self._jobs.pop(0)
                 turn = next_turn(self.cache, job)  # before the look at the lease: a later one is another's
                 if job.number not in out and not self._watch.held(folder_of(self.cache), job.number):
-                    return Ticket(job.number, turn)
+                    return Ticket(job.number, turn, job.id)
             if self._groups:
                 job_made = self._claim(self._groups.pop(0))
                 if job_made is not None:
-                    return Ticket(job_made.number, next_turn(self.cache, job_made))
+                    return Ticket(job_made.number, next_turn(self.cache, job_made), job_made.id)
                 time.sleep(random.uniform(0, 0.05))
             elif fresh:
                 return None
@@ -119,11 +121,14 @@ class Board:
             if not world <= self._known:
                 return None
             job = self._job_of(group, max(job_numbers(self.cache), default=-1) + 1, world)
-            try:
-                held.check()  # frozen until another build took over, it must not write a job that this one also did
-            except lease.LeaseLostError:
-                return None
             if not create_job(self.cache, job):
+                return None
+            try:
+                held.check()
+            except (
+                lease.LeaseLostError
+            ):  # frozen until another build took over: that one has not seen this job
+                job_path(self.cache, job.number).unlink(missing_ok=True)
                 return None
         self._known = world | {(shard.stage, shard.shard) for shard in job.shards}
         return job
@@ -133,7 +138,9 @@ class Board:
         folder = folder_of(self.cache)
         while True:
             found = lease.turns(folder, CLAIM)
-            if not found or not self._watch.alive(found[max(found)]):
+            newest = found[max(found)] if found else None
+            # One that is gone by now was given back, and its turn is free again; only the dead are followed.
+            if newest is None or (not self._watch.alive(newest) and newest.exists()):
                 held = lease.take(folder, CLAIM, max(found, default=0) + 1)
                 if held is not None:
                     return held

@@ -66,11 +66,11 @@ class MemberPlugin(WorkerPlugin):
             self.member.__exit__(None, None, None)
 
 
-def run_ticket(name: str, job: int, turn: int) -> ShardResult:
+def run_ticket(name: str, job: int, turn: int, job_id: str) -> ShardResult:
     """The task: run a job in the member of this worker."""
     plugin: Any = get_worker().plugins[name]
     with plugin.one_job:  # however many threads the worker has: the encoders use them all
-        result: ShardResult = plugin.member.run(Ticket(job, turn))
+        result: ShardResult = plugin.member.run(Ticket(job, turn, job_id))
     return result
 
 
@@ -131,7 +131,7 @@ class DaskCrew:
 
     def start(self, ticket: Ticket) -> None:
         self._out[ticket.job] = self._client.submit(
-            run_ticket, self._name, ticket.job, ticket.turn,
+            run_ticket, self._name, ticket.job, ticket.turn, ticket.id,
             key=f"job-{ticket.job}-{ticket.turn}-{uuid.uuid4().hex}", resources=self._resources, pure=False,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 The contract, for whoever executes jobs:
 
-- `Worker.run_shard(ticket) -> ShardResult`. A ticket is two numbers from `Board.take`; a result is plain data. A worker
+- `Worker.run_shard(ticket) -> ShardResult`. A ticket is plain data from `Board.take`; a result is plain data. A worker
   is built once per process: it opens the encoders at its first job and keeps them.
 - All state is on disk: the job (what becomes of which clips), its lease (who works on it), the logs (finished clips),
   the receipts (finished shards). A result is only a message: lose it, and nothing is lost.
@@ -124,13 +124,16 @@ class Worker(AbstractContextManager["Worker"]):
     def run_shard(self, ticket: Ticket) -> ShardResult:
         """Run a job: see the contract above. Raises UserError and OSError, with all that is finished kept."""
         result = ShardResult(ticket.job, "held")
+        job = load_job(self.cache, ticket.job)
+        if job is None or job.id != ticket.id:  # finished, and its number may be another's by now
+            return result
         held = lease.take(folder_of(self.cache), ticket.job, ticket.turn)
         if held is None:
             return result
         try:
             with held:
                 job = load_job(self.cache, ticket.job)
-                if job is not None:
+                if job is not None and job.id == ticket.id:
                     self._run(job, held, result)
         except lease.LeaseLostError as error:
             result.state = "lost"
