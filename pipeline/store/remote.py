@@ -71,7 +71,8 @@ class Remote:
         try:
             import fsspec
 
-            self._fs, self._base = fsspec.core.url_to_fs(url)
+            # A listing of before would hide what another process put there since.
+            self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"{url}: {error}; `pip install 'bmoe-cache[remote]'` brings s3 and http"
