@@ -9,7 +9,7 @@ step included there), and 500 are extrapolated from them. The eight models of th
 alone, MANet's cached scores (nothing to train) and four without an expert, which train as one batched model, as
 `bmoe-cache ablate` trains them.
 
---smoke is a small CPU run of the same code (bmoe_tiny, 200 clips): it shows that it works, and its times mean nothing.
+--smoke is a small CPU run of the same code (bmoe_tiny, 60 clips): it shows that it works, and its times mean nothing.
 """
 
 import tempfile
@@ -51,7 +51,7 @@ def main() -> None:
     if options.epochs < 20:
         raise SystemExit("--epochs: at least 20, or the extrapolation says little")
     device = "cpu" if options.smoke else "cuda"
-    preset, clips = ("bmoe_tiny", {"train": 200, "val": 60}) if options.smoke else ("bmoe_g1408", CLIPS)
+    preset, clips = ("bmoe_tiny", {"train": 60, "val": 20}) if options.smoke else ("bmoe_g1408", CLIPS)
     changes = ["recipe=paper", f"precision={options.precision}", "tensorboard=false", "stage2.batch=10"]
     config = load_config(preset, changes)
     stage = config.stage2.model_copy(update={"epochs": WARM + options.epochs})
