@@ -22,6 +22,7 @@ from pipeline.run.crew import Member, WorkerSpec, gpus
 from pipeline.run.worker import ShardResult
 
 try:
+    import dask
     import yaml
     from distributed import (
         Client,
@@ -164,7 +165,9 @@ def local_cluster(count: int, threads: int | None = None) -> SpecCluster:
             own = {"env": {"CUDA_VISIBLE_DEVICES": found[place % len(found)]}, "resources": {"GPU": 1}}
         workers[place] = {"cls": Nanny, "options": options | own}
     options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs=logging.ERROR)
+    # Dask would set MALLOC_TRIM_THRESHOLD_ too: then glibc maps every tensor anew, and gives it back at once.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": threads}}):
+        return SpecCluster(workers, {"cls": Scheduler, "options": options}, silence_logs=logging.ERROR)
 
 
 def slurm_cluster(path: Path) -> Any:
