@@ -91,7 +91,9 @@ def test_frozen_past_its_lease_and_continued(cache: Path, forks: Forks, tmp_path
     os.kill(frozen, signal.SIGSTOP)
     try:
         assert forks.wait(forks.start(cache, second, lease_s=1.0)) == 0
-        assert len({key for _, key in passed(first) + passed(second)}) == WORLD_CLIPS
+        # The frozen one may have finished a clip in its log and not told of it yet: what counts is the cache.
+        assert describe(cache, "demo")["clips"]["done"] == WORLD_CLIPS
+        assert len(passed(first)) + len(passed(second)) <= WORLD_CLIPS + BLOCK
         whole = essence(cache)
         assert len(receipts_of(cache)) == 2 * STAGES
     finally:

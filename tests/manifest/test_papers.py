@@ -323,8 +323,11 @@ def test_n_ucla_from_one_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", xyz=np.array([{}], object))  # a pickle inside: never loaded
     with pytest.raises(UserError, match="E_PICKLE_UNSAFE"):
         import_dataset("n_ucla", tmp_path)
-    (tmp_path / "all.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "all.npz", xyz=np.zeros(1))
     with pytest.raises(UserError, match="want the arrays"):
+        import_dataset("n_ucla", tmp_path)
+    (tmp_path / "all.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"not an \.npz file; restore the file"):
         import_dataset("n_ucla", tmp_path)
 
 
