@@ -211,7 +211,9 @@ def make_plan(
     holds = {name: contents(stage) for name, stage in open_stages.items()}
     keys = clip_keys(manifest, media, spec.source)
     wanted = {name: holds[name] for name in stages}
-    complete, refused = all_of(wanted).done, all_of(holds).quarantined
+    of_all = all_of(holds)
+    complete = (of_all if len(wanted) == len(holds) else all_of(wanted)).done
+    refused = of_all.quarantined
     lacking = [(row, key) for row, key in enumerate(keys) if key is not None and key not in complete]
     clips = (
         manifest.clips[:] if 8 * len(lacking) > len(keys) else manifest.clips
