@@ -100,7 +100,7 @@ class Board:
                 if job.number not in out and not self._watch.held(folder_of(self.cache), job.number):
                     return Ticket(job.number, turn, job.id)
             if self._groups:
-                job_made = self._claim(self._groups.pop(0))
+                job_made = self._claim(self._groups.pop(0), out)
                 if job_made is not None:
                     return Ticket(job_made.number, next_turn(self.cache, job_made), job_made.id)
                 time.sleep(random.uniform(0, 0.05))
@@ -114,13 +114,17 @@ class Board:
         self.media[path] = self.media[path]._replace(code=code, error=reason)
         write_media(media_path(self.cache, self.manifest.dataset), self.media)
 
-    def _claim(self, group: Group) -> Job | None:
-        """Make a job of a group; None when another build changed the cache since the plan: plan anew."""
+    def _claim(self, group: Group, out: Collection[int]) -> Job | None:
+        """Make a job of a group; None when another build changed the cache since the plan: plan anew.
+
+        The number of a finished job is free again in the cache, but not while its result is still on the way.
+        """
         with self._alone() as held:
             world = taken(self.cache, load_jobs(self.cache), self._keys)
             if not world <= self._known:
                 return None
-            job = self._job_of(group, max(job_numbers(self.cache), default=-1) + 1, world)
+            number = max((*job_numbers(self.cache), *out), default=-1) + 1
+            job = self._job_of(group, number, world)
             if not create_job(self.cache, job):
                 return None
             try:

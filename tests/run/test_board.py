@@ -146,6 +146,16 @@ def test_boards_side_by_side_give_no_clip_twice(boards: int, cache: Path) -> Non
     assert load_jobs(cache) == []
 
 
+def test_a_number_is_not_used_again_while_its_result_is_on_the_way(cache: Path) -> None:
+    """A crew files results by number: that of a job which is through, and removed, would take another's place."""
+    mine = board(cache, dataset(30))
+    first = mine.take()
+    assert first is not None
+    assert do(cache, first, Counter())
+    second, third = mine.take((0,)), mine.take((0, 1))
+    assert [turn_of(ticket)[0] for ticket in (second, third)] == [1, 2]
+
+
 def test_finished_clips_of_a_log_are_counted(cache: Path) -> None:
     table = dataset(10)
     mine = board(cache, table)
