@@ -137,7 +137,8 @@ class DaskCrew:
         )  # fmt: skip
 
     def finished(self, seconds: float) -> list[tuple[int, ShardResult | None]]:
-        with contextlib.suppress(TimeoutError):
+        # As the current one: `wait` asks the client made last, which hears of another's futures too late.
+        with contextlib.suppress(TimeoutError), self._client.as_current():
             wait_for(list(self._out.values()), timeout=seconds, return_when="FIRST_COMPLETED")
         ended: list[tuple[int, ShardResult | None]] = []
         for job, future in list(self._out.items()):
