@@ -48,19 +48,6 @@ app.add_typer(weights_commands.app, name="weights")
 app.add_typer(exchange_commands.app, name="import")
 app.add_typer(head_commands.app)
 
-app.command()(estimate_commands.estimate)
-for command in (
-    cache_commands.ls,
-    cache_commands.failures,
-    cache_commands.verify,
-    cache_commands.gc,
-    cache_commands.diff,
-    cache_commands.push,
-    cache_commands.pull,
-    exchange_commands.export,
-):
-    app.command()(command)
-
 
 @app.command()
 def plan(
@@ -209,6 +196,21 @@ def demo(
     summary = run_demo(out, listener(as_json))
     show(as_json, summary, summary_text(summary, out))
     raise typer.Exit(1 if summary["clips"]["pending"] else 0)
+
+
+# Listed by --help in this order: what makes a cache first, then what looks after it.
+app.command()(estimate_commands.estimate)
+for command in (
+    cache_commands.ls,
+    cache_commands.failures,
+    cache_commands.verify,
+    cache_commands.gc,
+    cache_commands.diff,
+    cache_commands.push,
+    cache_commands.pull,
+    exchange_commands.export,
+):
+    app.command()(command)
 
 
 def _plan(

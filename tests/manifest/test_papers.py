@@ -228,6 +228,23 @@ def test_drive_and_act(tmp_path: Path) -> None:
         imported(tmp_path, "drive_and_act", "split=2")
 
 
+@pytest.mark.parametrize("split", [1, 2])
+def test_drive_and_act_has_three_splits(tmp_path: Path, split: int) -> None:
+    """The tables of another split deal the same chunks anew."""
+    deal = {"train": "test", "test": "train"}
+    files = {}
+    for name, text in TREES["drive_and_act"].items():
+        part = name.rpartition(".split_0.")[2].removesuffix(".csv")
+        if part in deal:
+            files[name.replace(f"split_0.{part}", f"split_{split}.{deal[part]}")] = text
+    first = imported(tmp_path, "drive_and_act")
+    other = imported(tmp_path, "drive_and_act", f"split={split}", files=files)
+    assert {clip.protocol for clip in other.clips} == {f"split{split}"}
+    assert {(clip.group_id, clip.start_frame): clip.split for clip in other.clips} == {
+        (clip.group_id, clip.start_frame): deal[clip.split] for clip in first.clips
+    }
+
+
 def test_drive_and_act_labels_are_the_sorted_names() -> None:
     from pipeline.taxonomy import load_taxonomy
 
