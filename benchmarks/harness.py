@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -133,3 +133,19 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def import_intervals(
+    cache: Path, folder: Path, places: Sequence[tuple[str, int]], frames: int, clips: int
+) -> None:
+    """Make a cache whose dataset "bench" is the first `clips` places: (file in folder/videos, first frame)."""
+    from pipeline.datasets import import_dataset
+    from pipeline.manifest import manifest_path, write_manifest
+    from pipeline.store.layout import init_cache
+
+    if len(places) < clips:
+        raise SystemExit(f"the files hold {len(places)} clips, {clips} wanted; lower --clips")
+    rows = (f"videos/{name},{start},{start + frames}" for name, start in places[:clips])
+    (folder / "clips.csv").write_text("\n".join(["video_path,start_frame,end_frame", *rows]) + "\n")
+    init_cache(cache)
+    write_manifest(import_dataset("bench", folder, "csv"), manifest_path(cache, "bench"))

@@ -16,11 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import arguments, report
-from pipeline.datasets import import_dataset
+from benchmarks.harness import arguments, import_intervals, report
 from pipeline.demo.world import plan_world, render_world
-from pipeline.manifest import manifest_path, write_manifest
-from pipeline.store.layout import init_cache
 
 FRAMES = 32  # of a clip
 EVERY_S = 0.5
@@ -32,15 +29,8 @@ def make_cache(folder: Path, clips: int, videos: int = 72) -> Path:
     each = videos // 24  # 12 classes in train and in val
     render_world(world, plan_world(per_class={"train": each, "val": each}))
     files = sorted((world / "videos").iterdir())
-    places = [
-        (path.name, start) for start in range(40 - FRAMES + 1) for path in files
-    ]  # none is shorter than 40
-    if len(places) < clips:
-        raise SystemExit(f"{videos} videos hold {len(places)} clips, {clips} wanted")
-    rows = (f"videos/{name},{start},{start + FRAMES}" for name, start in places[:clips])
-    (world / "clips.csv").write_text("\n".join(["video_path,start_frame,end_frame", *rows]) + "\n")
-    init_cache(cache)
-    write_manifest(import_dataset("bench", world, "csv"), manifest_path(cache, "bench"))
+    starts = range(40 - FRAMES + 1)  # no video is shorter than 40
+    import_intervals(cache, world, [(path.name, start) for start in starts for path in files], FRAMES, clips)
     return cache
 
 

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.harness import Timing, arguments, race, ratio, report
+from benchmarks.harness import Timing, arguments, import_intervals, race, ratio, report
 from pipeline.cost import encoder_macs
-from pipeline.datasets import import_dataset
 from pipeline.decode import DecodePool
 from pipeline.demo.world import plan_world, render_world
 from pipeline.encoders import create_model
-from pipeline.manifest import Manifest, manifest_path, write_manifest
+from pipeline.manifest import Manifest
 from pipeline.media import Media, decode_job
 from pipeline.plan import clip_tasks
 from pipeline.presets import Recipe, load_recipe, read_preset, unweighted_spec
@@ -38,7 +37,6 @@ from pipeline.run.crew import Running
 from pipeline.run.engine import NEEDS_FRAMES
 from pipeline.run.worker import Worker
 from pipeline.stages.work import Work
-from pipeline.store.layout import init_cache
 
 FRAMES = 44  # of a clip: 8 windows of 16 at stride 4, and a little less than MA-52's shortest
 # Dense TFLOP/s of the data sheets (tensor cores for bfloat16, none for float32), by a part of the device's name.
@@ -63,12 +61,7 @@ def make_dataset(folder: Path, cache: Path, clips: int) -> None:
             _enlarge(path, videos / path.name)
     files = {path.name: _frames(path) for path in sorted(videos.iterdir())}
     places = [(name, start) for start in range(200) for name, n in files.items() if start + FRAMES <= n]
-    if len(places) < clips:
-        raise SystemExit(f"the files hold {len(places)} clips, {clips} wanted; lower --clips")
-    rows = (f"videos/{name},{start},{start + FRAMES}" for name, start in places[:clips])
-    (folder / "clips.csv").write_text("\n".join(["video_path,start_frame,end_frame", *rows]) + "\n")
-    init_cache(cache)
-    write_manifest(import_dataset("bench", folder, "csv"), manifest_path(cache, "bench"))
+    import_intervals(cache, folder, places, FRAMES, clips)
 
 
 def _enlarge(source: Path, target: Path) -> None:

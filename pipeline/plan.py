@@ -215,9 +215,8 @@ def make_plan(
     complete = (of_all if len(wanted) == len(holds) else all_of(wanted)).done
     refused = of_all.quarantined
     lacking = [(row, key) for row, key in enumerate(keys) if key is not None and key not in complete]
-    clips = (
-        manifest.clips[:] if 8 * len(lacking) > len(keys) else manifest.clips
-    )  # many are made faster at once
+    many = 8 * len(lacking) > len(keys)  # then all are made at once, which is faster
+    clips = manifest.clips[:] if many else manifest.clips
     tasks: dict[str, ClipTask] = {}
     for row, key in lacking:
         if key not in refused and key not in tasks:

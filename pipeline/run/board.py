@@ -129,9 +129,8 @@ class Board:
                 return None
             try:
                 held.check()
-            except (
-                lease.LeaseLostError
-            ):  # frozen until another build took over: that one has not seen this job
+            except lease.LeaseLostError:
+                # Frozen until another build took over: that one has not seen this job.
                 job_path(self.cache, job.number).unlink(missing_ok=True)
                 return None
         self._known = world | {(shard.stage, shard.shard) for shard in job.shards}
