@@ -19,6 +19,7 @@ from pipeline.errors import ClipError, UserError
 from pipeline.manifest import manifest_path
 from pipeline.people import crop_box
 from pipeline.store.atomic import write_bytes
+from pipeline.store.table import open_table, table_bytes
 
 if TYPE_CHECKING:
     from pipeline.decode.pool import DecodeJob
@@ -148,21 +149,18 @@ def _unchanged(root: Path, files: Iterable[Media]) -> dict[str, Media]:
     it leads.
     """
     folders: dict[str, str] = {}
-    same = {}
+    same, lstat, regular = {}, os.lstat, stat.S_ISREG
     for old in files:
-        folder, _, name = old.path.rpartition("/")
+        path, size, mtime_ns = old[:3]
+        folder, _, name = path.rpartition("/")
         try:
             if folder not in folders:
-                folders[folder] = str(resolve(root, folder or "."))
-            status = os.lstat(f"{folders[folder]}/{name}")
+                folders[folder] = f"{resolve(root, folder or '.')}/"
+            status = lstat(folders[folder] + name)
         except (ClipError, OSError, ValueError):
             continue
-        if (
-            old.mtime_ns == status.st_mtime_ns
-            and old.bytes == status.st_size
-            and stat.S_ISREG(status.st_mode)
-        ):
-            same[old.path] = old
+        if mtime_ns == status.st_mtime_ns and size == status.st_size and regular(status.st_mode):
+            same[path] = old
     return same
 
 
@@ -178,25 +176,21 @@ def sha256_file(path: Path) -> str:
 def write_media(path: Path, table: Mapping[str, Media]) -> None:
     """Write the table as Parquet, atomically: readers see the old file or the new one."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {name: [getattr(media, name) for media in table.values()] for name in Media._fields}
-    arrow = pa.table(columns, schema=_schema())
-    buffer = pa.BufferOutputStream()
-    pq.write_table(arrow, buffer, write_page_checksum=True)
-    write_bytes(path, memoryview(buffer.getvalue()))
+    # snappy: digests do not shrink, and every plan reads them
+    write_bytes(path, table_bytes(pa.table(columns, schema=_schema()), "snappy"))
 
 
 @uncollected()
 def read_media(path: Path) -> dict[str, Media]:
     """The table of write_media; {} where there is none. Raises UserError: damaged, or of another version."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.exists():
         return {}
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_table(path.read_bytes()) as file:
             arrow = file.read()
         version = (arrow.schema.metadata or {}).get(b"media_version", b"").decode()
         if version != MEDIA_VERSION:
@@ -210,7 +204,7 @@ def read_media(path: Path) -> dict[str, Media]:
         ):  # never in our own files; cast imports 60 ms of pyarrow.compute
             arrow = arrow.cast(_schema())
         columns = [_values(arrow.column(name)) for name in Media._fields]
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable media table ({reason}); delete it to scan again") from None
     return dict(zip(columns[0], map(Media._make, zip(*columns, strict=True)), strict=True))

@@ -13,6 +13,7 @@ last at the first frame of the file, where no index is needed.
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -108,19 +109,27 @@ def index_by_decoding(frames: Iterable[tuple[int | None, bool]]) -> FrameIndex |
 def index_file(folder: Path, path: Path, size: int, mtime_ns: int, stream: int | None) -> Path:
     """Where the facts of a long recording are kept; another file, or a changed one, has another name."""
     identity = json.dumps([str(path.absolute()), size, mtime_ns, stream])
-    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.index"
 
 
 def save_index(file: Path, facts: "Probe") -> None:
     """Keep the facts of a long recording, its index (or that it has none) among them.
 
-    All or nothing; raises OSError.
+    The file is a CRC-32 (little-endian) and the .npz that it sums. All or nothing; raises OSError.
     """
     text = json.dumps(asdict(replace(facts, index=None)))
     index = facts.index or FrameIndex(np.empty(0, np.int64), np.empty(0, np.int64))
     data = io.BytesIO()
     np.savez_compressed(data, facts=np.array(text), pts=index.pts, keys=index.keys)
-    write_bytes(file, data.getbuffer())
+    kept = data.getvalue()
+    write_bytes(file, zlib.crc32(kept).to_bytes(4, "little") + kept)
+
+
+def unframed(data: bytes) -> bytes:
+    """The .npz of a file of save_index. Raises ValueError when a byte of it has changed."""
+    if len(data) < 4 or zlib.crc32(memoryview(data)[4:]).to_bytes(4, "little") != data[:4]:
+        raise ValueError("its checksum is wrong")
+    return data[4:]
 
 
 def load_index(file: Path) -> "Probe | None":
@@ -128,7 +137,7 @@ def load_index(file: Path) -> "Probe | None":
     from pipeline.decode.probe import Probe
 
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(unframed(file.read_bytes())), allow_pickle=False) as kept:
             facts = Probe.from_json(json.loads(str(kept["facts"])))
             index = FrameIndex(kept["pts"], kept["keys"])
             return replace(facts, index=index if len(index.pts) else None)

@@ -103,7 +103,8 @@ def find_waste(root: Path, now: float | None = None) -> list[Waste]:
                 note(path, "wip", "no job goes on with it")
         for path in sorted((folder.path / "damaged").glob("*")):
             note(path, "set aside", "by `verify --repair`")
-    for pattern in (".*.tmp", "builds/.*.tmp", "jobs/.*.tmp", "manifests/.*.tmp", "stages/*/.*.gc"):
+    folders = ("", "builds/", "index/", "jobs/", "manifests/")
+    for pattern in (*(f"{folder}.*.tmp" for folder in folders), "stages/*/.*.gc"):
         for path in sorted(root.glob(pattern)):
             if _older(path, old):
                 note(path, "leftover", "of a command that was killed")

@@ -21,6 +21,7 @@ from pipeline.events import Event, Listener, silent
 from pipeline.store import atomic, layout, shard
 from pipeline.store.layout import StageDir, StageInfo
 from pipeline.store.records import field, from_bytes, parse_receipt, to_bytes
+from pipeline.store.table import open_table
 from pipeline.store.verify import DAMAGE, check_shard
 
 INVENTORY = "files.json"
@@ -306,10 +307,9 @@ def _copy_table(source: Files, target: Files, name: str, exists: bool, replace: 
 def _check_table(name: str, data: bytes) -> None:
     """Raise UserError when a clip table is damaged: there is no second copy to restore it from."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        with open_table(data) as file:
             file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Make a damaged cache good again. Nothing is deleted: what is damaged moves to damaged/ in the folder of its stage.
+"""Make a damaged cache good again. What is damaged moves to damaged/ in the folder of its stage, never to nowhere.
 
 Every function returns what it did, as a clause.
 """
@@ -17,6 +17,12 @@ def cache_json(root: Path) -> str:
     """Write cache.json anew: it holds the version of the format and nothing else that matters."""
     layout.write_cache_record(root)
     return "written again"
+
+
+def frame_index(path: Path) -> str:
+    """Take the index of a recording away: it holds what the recording tells."""
+    path.unlink()
+    return "deleted; the next build makes it again"
 
 
 def stage_json(folder: StageDir, info: StageInfo) -> str:

@@ -134,6 +134,7 @@ class _Walk:
             yield from self._table(path, lambda path: layout.load_build(self.root, path.stem))
         for path in sorted(self.root.glob("manifests/*.parquet")):
             yield from self._table(path, _read_parquet)
+        yield from self._indices()
         making = yield from self._jobs()
         folders = layout.stage_folders(self.root)
         total = sum(len(list(folder.glob("receipts/[0-9]*.json"))) for folder in folders)
@@ -176,6 +177,20 @@ class _Walk:
             load(path)
         except UserError as error:
             yield self._problem(path, "damaged", _reason(error))
+
+    def _indices(self) -> Iterator[Problem]:
+        """Where the frames of long recordings lie."""
+        from pipeline.decode.index import unframed
+
+        for path in sorted(path for path in (self.root / "index").glob("*") if path.is_file()):
+            data = self._read(path)
+            if path.name.startswith("."):
+                yield self._problem(path, "leftover", "of a build that was killed or is running")
+                continue
+            try:
+                unframed(data)
+            except ValueError as error:
+                yield self._problem(path, "damaged", str(error), partial(repair.frame_index, path))
 
     def _stage(self, path: Path) -> Generator[Problem, None, Stage | None]:
         """The stage at path as stage.json tells it, or else the attributes of its Zarr group."""

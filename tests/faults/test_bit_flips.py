@@ -6,7 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.clip import Clip
+from pipeline.decode.index import FrameIndex, load_index, save_index
+from pipeline.decode.probe import Probe
 from pipeline.errors import ClipError, UserError
+from pipeline.manifest import Manifest, manifest_path, write_manifest
+from pipeline.media import Media, media_path, write_media
 from pipeline.spec import digest
 from pipeline.store.jobs import Job, JobShard, create_job, folder_of, load_jobs
 from pipeline.store.lease import take
@@ -15,6 +20,7 @@ from pipeline.store.records import QuarantineEntry
 from pipeline.store.verify import verify
 from pipeline.store.wip import LogWriter, Origin, read_clips
 from pipeline.store.writer import Stage, encode_rows, open_stage, write_build
+from pipeline.taxonomy import load_taxonomy
 from tests.store.caches import fill, make_stage, random_rows
 
 
@@ -26,11 +32,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in ("a", "b", "c"):
         error = ClipError("E_DECODE", "no frame could be decoded", "pyav 18", 2)
         stage.add_quarantine(QuarantineEntry.of(key, f"clip {key}", "semantic", error))
-    write_build(stage.folder.root, "demo", {"preset": "small", "stages": {"semantic": stage.key}})
+    root = stage.folder.root
+    write_build(root, "demo", {"preset": "small", "stages": {"semantic": stage.key}})
     begin_shard(stage)
-    return stage.folder.root
+    taxonomy = load_taxonomy("demo")
+    assert taxonomy is not None
+    clips = tuple(Clip(f"demo:train:{name}", "demo", f"{name}.mp4", label_ids=(3,)) for name in "abcd")
+    write_manifest(Manifest("demo", root / "videos", taxonomy, clips), manifest_path(root, "demo"))
+    files = {clip.media_path: Media(clip.media_path, 9, 8, digest(clip.clip_id), 60) for clip in clips}
+    write_media(media_path(root, "demo"), files)
+    frames = FrameIndex(np.arange(0, 90_000, 33), np.arange(0, 2_700, 12))
+    facts = Probe("mp4", 0, True, 640, 360, (1, 0, 0, 1), 30, 1, 2_728, None, None, True, (), frames)
+    save_index(root / INDEX, facts)
+    return root
 
 
+INDEX = "index/recording.index"
 UNFINISHED = tuple(digest(["unfinished", number]) for number in range(4))
 
 
@@ -72,7 +89,13 @@ def contents(root: Path) -> dict[str, object]:
         "build": build,
         "facts": stage.facts,
         "quarantined": cache.quarantined("demo"),
+        "clips": cache.dataset("demo"),
+        "keys": cache.clip_keys("demo"),
     }
+    facts = load_index(root / INDEX)
+    if facts is None or facts.index is None:
+        raise UserError("it is made again")
+    found["frames"] = facts.index.pts.tolist(), facts.index.keys.tolist()
     for key, clip in stage.clips.items():
         found[key] = clip
         for array in stage.arrays:

@@ -224,19 +224,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes, byt
 def test_damaged_parquet_is_a_user_error(
     tmp_path: Path, good: tuple[Manifest, bytes, bytes], where: float, byte: int, cut: bool
 ) -> None:
-    manifest, data, _ = good
+    _, data, _ = good
     at = int(where * len(data))
     path = tmp_path / "m.parquet"
     path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ byte]) + data[at + 1 :])
     again, message = outcome(read_manifest, path)
-    if again is None:
-        assert str(path) in message
-        assert "\n" not in message
-    else:
-        assert not cut
-        footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-        if at < footer:  # pages are checksummed: damage there is refused or without effect
-            assert again.clips == manifest.clips
+    assert again is None
+    assert str(path) in message
+    assert "\n" not in message
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
