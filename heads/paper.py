@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from heads.options import Config
+from pipeline.own_yaml import load_own_yaml
 
 PAPER = Path(__file__).resolve().parents[1] / "manifests" / "paper.yaml"
 SHOWN = ("top1", "f1_macro")
@@ -19,7 +18,7 @@ Scores = Mapping[str, float]  # of one run: `heads.metrics.scores`
 @lru_cache
 def paper() -> dict[str, Any]:
     """manifests/paper.yaml."""
-    return dict(yaml.safe_load(PAPER.read_text(encoding="utf-8")))
+    return dict(load_own_yaml(PAPER))
 
 
 def paper_row(dataset: str, config: Config, variant: str = "full") -> dict[str, Any] | None:

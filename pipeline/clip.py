@@ -134,6 +134,8 @@ def clip_key(clip: Clip, sha256: str, source: str = "video") -> str:
     skeletons on their format and the person. So a renamed, relabelled or resplit clip keeps it, and skeletons
     that join a video later leave the video's address alone. A clip from frame None is one from frame 0.
     """
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"a digest must be 64 lower-case hex digits, got {sha256!r}")
     return key_of(source, sha256, *(getattr(clip, column) for column in KEY_COLUMNS[source]))
 
 
@@ -149,8 +151,6 @@ def key_of(source: str, sha256: str, start: int | None, end: int | None, what: A
     The text hashed is the canonical JSON of {media, stream, start, end, track} or {media, format, person, start,
     end}, written out because 100,000 calls of json.dumps take a second.
     """
-    if not _SHA256.fullmatch(sha256):
-        raise ValueError(f"a digest must be 64 lower-case hex digits, got {sha256!r}")
     first, last = start or 0, "null" if end is None else end
     what = "null" if what is None else canonical_json(what)
     whom = "null" if whom is None else canonical_json(whom)

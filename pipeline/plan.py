@@ -133,13 +133,13 @@ def with_source(manifest: Manifest, source: str) -> Manifest:
 
 def clip_keys(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> list[str | None]:
     """The content address of every clip, in canonical order; None where its file was not read or cannot be used."""
-    keys = []
+    digests = {path: file.sha256 for path, file in media.items() if file.code is None}
     columns = (manifest.column(name) for name in KEY_COLUMNS[source])
-    for path, *facts in zip(manifest.column(f"{source}_path"), *columns, strict=True):
-        file = media.get(path)
-        sha256 = file.sha256 if file is not None and file.code is None else None
-        keys.append(None if sha256 is None else key_of(source, sha256, *facts))
-    return keys
+    files = map(digests.get, manifest.column(f"{source}_path"))
+    return [
+        None if sha256 is None else key_of(source, sha256, *facts)
+        for sha256, *facts in zip(files, *columns, strict=True)
+    ]
 
 
 def clip_tasks(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> dict[str, ClipTask]:

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from pipeline.errors import UserError
+from pipeline.own_yaml import load_own_yaml
 from pipeline.spec import REGIONS, RegionsSpec
 
 PARTS_FILE = Path(__file__).resolve().parents[1] / "manifests" / "parts.yaml"
@@ -46,7 +46,7 @@ class Boxes:
 @cache
 def load_parts(name: str = "sapiens28", path: Path = PARTS_FILE) -> Parts:
     """The part list `name` of parts.yaml. Raises UserError when it is not there."""
-    table = yaml.safe_load(path.read_text())
+    table = load_own_yaml(path)
     if name not in table:
         raise UserError(f"{path}: no part list '{name}'; it has {', '.join(sorted(table))}")
     entry = table[name]

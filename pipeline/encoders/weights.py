@@ -5,12 +5,12 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.encoders import family_of
 from pipeline.encoders.digests import file_sha256, folder_sha256
 from pipeline.errors import UserError
+from pipeline.own_yaml import load_own_yaml
 from pipeline.spec import digest
 
 TABLE = Path(__file__).resolve().parents[2] / "manifests" / "weights.yaml"
@@ -87,7 +87,7 @@ def parse_entries(values: Any, source: Path) -> dict[str, Weights]:
 @cache
 def weights_table() -> Mapping[str, Weights]:
     """All entries of weights.yaml by name."""
-    return parse_entries(yaml.safe_load(TABLE.read_text(encoding="utf-8")), TABLE)
+    return parse_entries(load_own_yaml(TABLE), TABLE)
 
 
 def weights_entry(name: str, own: Mapping[str, Weights] | None = None) -> Weights:

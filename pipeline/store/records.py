@@ -48,17 +48,16 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
     return _head(body) + body
 
 
-def checked_text(data: bytes) -> str:
-    """The text of a framed record, frame included. Raises ValueError when a byte of it has changed."""
-    body = memoryview(data)[_HEAD_BYTES:]
-    if data[:_HEAD_BYTES] != _head(body):
+def check(data: bytes) -> None:
+    """Raise ValueError when a byte of a framed record has changed."""
+    if data[:_HEAD_BYTES] != _head(memoryview(data)[_HEAD_BYTES:]):
         raise ValueError("its checksum is wrong")
-    return data.decode()
 
 
 def from_bytes(data: bytes) -> dict[str, Any]:
     """The entries of a framed record. Raises ValueError when a byte of it has changed."""
-    record = json.loads(checked_text(data))
+    check(data)
+    record: dict[str, Any] = json.loads(data.decode())
     del record["crc32"]
     return record
 
@@ -184,15 +183,16 @@ def parse_receipt(data: bytes, shard: int, shard_rows: int, arrays: Collection[s
 def load_clip_keys(path: Path) -> frozenset[str]:
     """The clip keys of a receipt alone, for plans: a twentieth of the time of all of it."""
     with damage(path):
-        text, first = checked_text(path.read_bytes()), '"clip_keys":'
-        if not text.startswith(first, _HEAD_BYTES + 1):
+        data, first = path.read_bytes(), b'"clip_keys":'
+        check(data)
+        if not data.startswith(first, _HEAD_BYTES + 1):
             raise ValueError("it does not begin with its clips")
         begin = _HEAD_BYTES + 1 + len(first)
-        return _key_set(text[begin : text.index("]", begin) + 1])
+        return _key_set(data[begin : data.index(b"]", begin) + 1])
 
 
 @lru_cache(4096)  # the stages of a build have shards of the same clips
-def _key_set(column: str) -> frozenset[str]:
+def _key_set(column: bytes) -> frozenset[str]:
     return frozenset(_column({"clip_keys": json.loads(column)}, "clip_keys", str))
 
 
