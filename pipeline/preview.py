@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.decode.spans import SpanFrames
+from pipeline.decode.pool import Pictures
 from pipeline.regions import Boxes
 from pipeline.spec import REGIONS
 
@@ -38,7 +38,7 @@ def shown_frames(count: int) -> np.ndarray:
 
 def draw_preview(
     title: str,
-    frames: np.ndarray | SpanFrames,
+    frames: Pictures,
     shown: np.ndarray,
     labels: np.ndarray,
     boxes: Boxes,

@@ -1,9 +1,9 @@
-"""The two decoders behind one signature: ``frames(path, probe, start, end)``.
+"""The two decoders behind one signature: ``frames(path, probe, start, end, only)``.
 
 Each is a generator of upright uint8 RGB arrays [H, W, 3], frames start to end - 1 in presentation order (end
-None: all). It yields None for a frame it skips, as a sign of life, AGAIN when the frames so far were not the
-wanted ones and come anew, and returns an Outcome. They run only inside a worker process: decord may hang or
-crash, and must never share a process with torch.
+None: all); with `only`, those of them whose number, counted from start, is in it. It yields None for a frame it
+skips, as a sign of life, AGAIN when the frames so far were not the wanted ones and come anew, and returns an
+Outcome. They run only inside a worker process: decord may hang or crash, and must never share a process with torch.
 
 Frames of the two are equal for 8-bit 4:2:0 of even size. For 10 bits or odd sizes their FFmpeg versions
 interpolate colour differently (mean difference up to 3 levels on test patterns, at colour edges).
@@ -15,7 +15,7 @@ VP9 files 14 were reported and 86 not. Only the SHA-256 of an intact copy finds 
 """
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ class Outcome:
 
 
 Steps = Generator[np.ndarray | str | None, None, Outcome]
-Backend = Callable[[Path, Probe, int, int | None], Steps]
+Only = Container[int] | None
+Backend = Callable[[Path, Probe, int, int | None, Only], Steps]
 
 
-def decord_frames(path: Path, probe: Probe, start: int, end: int | None) -> Steps:
+def decord_frames(path: Path, probe: Probe, start: int, end: int | None, only: Only = None) -> Steps:
     """Frames through decord 0.6 (FFmpeg 4.1), one thread, in file order. Raises RefusedError.
 
     It refuses before decoding whatever decord is known to get wrong: a frame count that differs from the
@@ -106,11 +107,15 @@ def decord_frames(path: Path, probe: Probe, start: int, end: int | None) -> Step
             reader.next()
             done += 1
             yield None
-        for _ in range(start, count if end is None else end):
-            frame = reader.next().asnumpy()
+        for number in range(start, count if end is None else end):
+            picture = reader.next()  # skip_frames would not convert it, but loses count of the frames in AVI
+            done += 1
+            if only is not None and number - start not in only:
+                yield None
+                continue
+            frame = picture.asnumpy()
             if frame.shape != shape:
                 raise RefusedError(f"decord gives frames of shape {frame.shape}, the stream has {shape}")
-            done += 1
             yield frame
     except StopIteration:
         raise RefusedError(f"decord gave {done} of {count} frames") from None
@@ -119,7 +124,7 @@ def decord_frames(path: Path, probe: Probe, start: int, end: int | None) -> Step
     return Outcome(done, done, done)
 
 
-def pyav_frames(path: Path, probe: Probe, start: int, end: int | None) -> Steps:
+def pyav_frames(path: Path, probe: Probe, start: int, end: int | None, only: Only = None) -> Steps:
     """Frames through PyAV, one thread (frame threads report errors late), with every frame's damage flag.
 
     With an index decoding begins at the last key frame before start. Should the frames that come out not be
@@ -132,13 +137,13 @@ def pyav_frames(path: Path, probe: Probe, start: int, end: int | None) -> Steps:
     """
     for entry in probe.index.entries(start) if probe.index else ():
         try:
-            return (yield from _pyav_from(entry, path, probe, start, end))
+            return (yield from _pyav_from(entry, path, probe, start, end, only))
         except _AstrayError:
             yield AGAIN
-    return (yield from _pyav_from(0, path, probe, start, end))
+    return (yield from _pyav_from(0, path, probe, start, end, only))
 
 
-def _pyav_from(entry: int, path: Path, probe: Probe, start: int, end: int | None) -> Steps:
+def _pyav_from(entry: int, path: Path, probe: Probe, start: int, end: int | None, only: Only) -> Steps:
     """Decode from the key frame of number `entry` on, from the file's beginning when that is 0."""
     import av
     from av.codec.context import Flags
@@ -188,7 +193,8 @@ def _pyav_from(entry: int, path: Path, probe: Probe, start: int, end: int | None
                     source = frame.opaque if isinstance(frame.opaque, int) else len(sent) - 1
                     return Outcome(number, sent[source], decoded, "a frame is flagged corrupt")
                 number += 1
-                if start < number and (end is None or number <= end):
+                inside = start < number and (end is None or number <= end)
+                if inside and (only is None or number - 1 - start in only):
                     rgb = to_rgb.reformat(frame, width, height, "rgb24").to_ndarray()
                     yield upright(rgb, probe.matrix)
                 else:

@@ -53,4 +53,4 @@ class Passage:
     def _open(self, low: int) -> None:
         self._opened = self._next = low if self._seeks else 0
         first = self._start + self._opened
-        self._steps = BACKENDS[self._backend](self._path, self._facts, first, self._end)
+        self._steps = BACKENDS[self._backend](self._path, self._facts, first, self._end, None)

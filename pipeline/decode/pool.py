@@ -35,7 +35,9 @@ R = TypeVar("R")
 class DecodeJob:
     """One clip: frames start_frame to end_frame - 1 (None: from the first, to the last) of a video file.
 
-    With a box (x1, y1, x2, y2 in pixels of the upright picture, half-open, cut at its edges) of that part only.
+    With a box (x1, y1, x2, y2 in pixels of the upright picture, half-open, cut at its edges) of that part only. With
+    `only`, which gives the numbers of the wanted frames of a clip of n frames (int64), of those frames only;
+    `frames` is the likely n: where it is wrong, the clip is decoded twice.
     """
 
     key: str
@@ -44,6 +46,30 @@ class DecodeJob:
     start_frame: int | None = None
     end_frame: int | None = None
     box: tuple[int, int, int, int] | None = None
+    only: Callable[[int], np.ndarray] | None = None
+    frames: int = 1
+
+
+class FewFrames:
+    """Like the array uint8 [F, H, W, 3] of a clip to those who ask for frames that were decoded for them."""
+
+    def __init__(self, numbers: np.ndarray, array: np.ndarray, count: int) -> None:
+        self._numbers, self._array, self.shape = numbers, array, (count, *array.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        """Copies of the frames of an index (int64 [n]). Raises IndexError where one of them is not there."""
+        if isinstance(index, slice):
+            index = np.arange(len(self))[index]
+        rows = np.searchsorted(self._numbers, index)
+        if not np.array_equal(self._numbers.take(rows, mode="clip"), index):
+            raise IndexError(f"of frames {index}, only {self._numbers} are there")
+        return self._array[rows]
+
+
+Pictures = np.ndarray | SpanFrames | FewFrames
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,8 @@ class Frames:
     """The frames of a clip.
 
     Attributes:
-        array: uint8 [F, H, W, 3], RGB, upright; of a clip without room in memory, what decodes its frames again.
+        array: uint8 [F, H, W, 3], RGB, upright; of a clip without room in memory, what decodes its frames again; of
+            one of which few were wanted, those.
         decoder: name and version of the decoder that served it, e.g. ``decord 0.6.0``.
         fps_num, fps_den: average frame rate the container states, or None.
         warnings: ``CODE: sentence`` each: W_DAMAGED, W_HEADER_COUNT, W_END_PAST_EOF, W_ROTATION, W_VFR,
@@ -60,7 +87,7 @@ class Frames:
         crop: the box (x1, y1, x2, y2) of the picture that these frames show, or None for all of it.
     """
 
-    array: np.ndarray | SpanFrames
+    array: Pictures
     decoder: str
     fps_num: int | None
     fps_den: int | None
@@ -224,16 +251,15 @@ class DecodePool:
         failures: list[str] = []
         for attempt, backend in enumerate(self.backends, start=1):
             try:
-                array, facts = worker.ask({**request, "backend": backend})
+                array, facts = self._ask(worker, job, {**request, "backend": backend})
             except AttemptError as failure:
                 failures.append(f"{backend} {failure}")
             except ClipError as error:
                 error.attempts = attempt if error.decoder else attempt - 1
                 raise
             else:
-                whole = array.strides[0] > 0  # else the shape alone
                 return Frames(
-                    array if whole else SpanFrames(self._spans, {**request, "backend": backend}, array.shape),
+                    array,
                     facts["decoder"],
                     facts["fps_num"],
                     facts["fps_den"],
@@ -244,3 +270,20 @@ class DecodePool:
         message = f"{job.path}: {'; '.join(failures) or 'no decoder is installed'}"
         decoder = backend_version(self.backends[-1]) if failures else None
         raise ClipError("E_DECODE", message, decoder, len(failures))
+
+    def _ask(
+        self, worker: Worker, job: DecodeJob, request: dict[str, Any]
+    ) -> tuple[Pictures, dict[str, Any]]:
+        """The frames of a clip through one decoder, and its reply. Raises AttemptError, ClipError."""
+        numbers = np.unique(job.only(job.frames)) if job.only else None
+        array, facts = worker.ask({**request, "only": numbers if numbers is None else numbers.tolist()})
+        if job.only and facts["frames"] != job.frames:
+            count = facts["frames"]
+            numbers = np.unique(job.only(count))
+            array, facts = worker.ask({**request, "only": numbers.tolist()})
+            if facts["frames"] != count:
+                raise AttemptError(f"gave {count} frames, and {facts['frames']} of the same file")
+        count = facts["frames"]
+        if array.strides[0] == 0:  # the shape alone
+            return SpanFrames(self._spans, request, (count, *array.shape[1:])), facts
+        return (array if numbers is None else FewFrames(numbers, array, count)), facts

@@ -41,7 +41,7 @@ class Whole:
 
 def decode_whole(path: Path, facts: Probe, alive: Callable[[], None]) -> Whole:
     """Decode every frame with PyAV from the file's beginning; calls alive() for each."""
-    steps = BACKENDS["pyav"](path, replace(facts, index=None), NO_FRAME, None)
+    steps = BACKENDS["pyav"](path, replace(facts, index=None), NO_FRAME, None, None)
     while True:
         try:
             next(steps)

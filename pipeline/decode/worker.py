@@ -88,8 +88,8 @@ def _load_decoders() -> None:
 def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[str, Any]:
     """The reply to one request.
 
-    {"path", "stream", "index"} probes; with "backend", "start", "end" and "box" it decodes; with "whole" it decodes
-    to the end and keeps nothing.
+    {"path", "stream", "index"} probes; with "backend", "start", "end", "box" and "only" it decodes (of the frames that
+    are numbers in `only` comes the picture; null: of all); with "whole" it decodes to the end and keeps nothing.
     """
     path = Path(request["path"])
     facts = facts_of(path, request["stream"], request["index"])
@@ -107,9 +107,11 @@ def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[
     x1, y1, x2, y2 = box = clip_box(request["box"], facts.width, facts.height, path)
     _check_sides(x2 - x1, y2 - y1, path)
     last = facts.packets if end is None else min(end, facts.packets)
-    expected = max(last - start, 1)
+    only = request["only"]
+    expected = max(last - start, 1) if only is None else len(only)
     channel.stderr()  # what probing said is no complaint of the backend
-    outcome = _fill(BACKENDS[backend](path, facts, start, end), box, expected, channel)
+    frames = BACKENDS[backend](path, facts, start, end, None if only is None else frozenset(only))
+    outcome = _fill(frames, box, expected, channel)
     noise = complaint(channel.stderr()) if backend == "decord" else None
     if noise:
         raise RefusedError(f"decord reports {noise}")
@@ -120,7 +122,8 @@ def serve(request: dict[str, Any], facts_of: FactsOf, channel: Channel) -> dict[
     return {
         "type": "done",
         "decoder": backend_version(backend),
-        "kept": kept,
+        "kept": kept if only is None else len(only),
+        "frames": kept,
         "warnings": [*warnings, *facts.warnings],
         "fps_num": facts.fps_num,
         "fps_den": facts.fps_den,

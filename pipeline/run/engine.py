@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.decode.spans import SpanFrames
 from pipeline.encoders.checkpoints import open_encoder
+from pipeline.encoders.preprocess import manet_indices
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
 from pipeline.media import decode_job, index_folder
@@ -189,9 +191,14 @@ class Engine(AbstractContextManager["Engine"]):
             yield work
 
     def _jobs(self, group: Group, keys: frozenset[str]) -> Iterator[DecodeJob]:
+        pictures = frozenset[str]().union(
+            *(group.missing.get(s, frozenset()) for s in ("segment", "semantic"))
+        )
         for task in group.clips:
             if task.key in keys:
-                yield decode_job(task.clip, self.root, task.key)
+                job = decode_job(task.clip, self.root, task.key)
+                few = task.key not in pictures
+                yield replace(job, only=manet_indices, frames=task.frames) if few else job
 
     def _load(self, work: Work, missing: Mapping[str, frozenset[str]]) -> None:
         """Read from the cache what later stages need and this run does not compute."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.decode.pool import Pictures
 from pipeline.decode.spans import SpanFrames
 from pipeline.errors import ClipError
 from pipeline.person import PixelBox
@@ -38,7 +39,7 @@ class Work:
 
     Attributes:
         frames: uint8 [F, H, W, 3] RGB, upright; None when no missing stage needs frames. Of a clip without room in
-            memory they are decoded where they are looked at.
+            memory they are decoded where they are looked at; where only the motion stage looks, few are there.
         facts: what every receipt of this clip says: frames, fps, decoder, warnings.
         labels, under: uint8 [S, h, w] part labels of the segmented frames, and what lies under garments; maybe
             something whose slices are such arrays.
@@ -49,7 +50,7 @@ class Work:
     """
 
     task: ClipTask
-    frames: np.ndarray | SpanFrames | None = None
+    frames: Pictures | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     labels: "Labels | None" = None
     under: "Labels | None" = None

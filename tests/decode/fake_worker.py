@@ -13,13 +13,13 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 
 from pipeline.decode import backends, worker
-from pipeline.decode.backends import Backend
+from pipeline.decode.backends import Backend, Only
 from pipeline.decode.probe import Probe
 
 
 def misbehaving(name: str, honest: Backend) -> Backend:
     def frames(
-        path: Path, probe: Probe, start: int, end: int | None
+        path: Path, probe: Probe, start: int, end: int | None, only: Only
     ) -> Generator[np.ndarray | None, None, backends.Outcome]:
         for cue in path.stem.split("-"):
             if cue in (f"hang_{name}", "hang_all"):
@@ -27,7 +27,7 @@ def misbehaving(name: str, honest: Backend) -> Backend:
                     1000
                 )  # keeps the GIL: no thread of this process could notice anything
             elif cue == f"midway_{name}":
-                yield next(honest(path, probe, start, end))
+                yield next(honest(path, probe, start, end, only))
                 time.sleep(1000)
             elif cue in (f"crash_{name}", "crash_all"):
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -40,7 +40,7 @@ def misbehaving(name: str, honest: Backend) -> Backend:
             elif cue == "modules":
                 loaded = [name for name in ("torch", "transformers", "cv2", "zarr") if name in sys.modules]
                 raise backends.RefusedError(f"loaded {loaded}")
-        return (yield from honest(path, probe, start, end))
+        return (yield from honest(path, probe, start, end, only))
 
     return frames
 

@@ -61,6 +61,10 @@ def decode(pool: DecodePool, path: Path, start: int | None = None, end: int | No
 needs_decord = pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this machine")
 
 
+def spread(count: int) -> np.ndarray:
+    return np.array([0, count // 2, count // 2, count - 1])
+
+
 @pytest.mark.parametrize("backend", [pytest.param("decord", marks=needs_decord), "pyav"])
 class TestContract:
     @pytest.mark.parametrize("name", ["plain.mp4", "plain.mkv", "old.avi"])
@@ -90,6 +94,22 @@ class TestContract:
         frame = result.array[0]
         corners = {90: frame[-12:-4, 4:12], -90: frame[4:12, -12:-4], 180: frame[-12:-4, -12:-4]}
         assert corners[degrees].mean((0, 1))[0] > 180  # the red corner, counter-clockwise
+
+    @pytest.mark.parametrize("name", ["plain.mp4", "old.avi", "turned90.mp4"])
+    @pytest.mark.parametrize("likely", [FRAMES - 1, FRAMES - 9, 400])
+    def test_few_frames_are_those_of_the_whole_clip(
+        self, pools: dict[str, DecodePool], folder: Path, backend: str, name: str, likely: int
+    ) -> None:
+        pool, path = pools["pyav" if backend == "pyav" else "both"], folder / name
+        whole = decode(pool, path, 1)
+        job = DecodeJob("few", path, start_frame=1, only=spread, frames=likely)
+        [(_, few)] = pool.decode([job])
+        assert few.array.shape == whole.array.shape
+        wanted = spread(len(whole.array))
+        assert np.array_equal(few.array[wanted], whole.array[wanted])
+        assert (few.decoder, few.warnings) == (whole.decoder, whole.warnings)
+        with pytest.raises(IndexError, match="only"):
+            few.array[np.array([len(whole.array)])]
 
     def test_interval_past_the_end(self, pools: dict[str, DecodePool], folder: Path, backend: str) -> None:
         for start, end in ((0, FRAMES + 2), (FRAMES, None), (FRAMES + 5, FRAMES + 9)):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import DecodeJob, DecodePool, Frames
+from pipeline.encoders.preprocess import manet_indices
 
 DATA = os.environ.get("BMOE_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="BMOE_DATA is unset: no real clips on this machine")
@@ -71,6 +72,22 @@ def test_every_file_has_an_outcome(clips: Path) -> None:
     ]
     assert len(signs) == 14
     assert all(sign[1:] == (480, 640, "decord") for sign in signs)
+
+
+def test_few_frames_are_those_of_the_whole_clip(clips: Path) -> None:
+    """Likely counts are wrong, so every file that decodes does so twice."""
+    files = [clips / name for name in EXPECTED if name != "portrait_single_person.mp4"]
+    with DecodePool(2) as pool:
+        whole = pool.decode(DecodeJob(path.name, path) for path in files)
+        jobs = (DecodeJob(path.name, path, only=manet_indices, frames=9) for path in files)
+        for (job, frames), (_, few) in zip(whole, pool.decode(jobs), strict=True):
+            assert isinstance(frames, Frames)
+            assert isinstance(few, Frames)
+            wanted = manet_indices(len(frames.array))
+            assert np.array_equal(few.array[wanted], frames.array[wanted]), job.key
+            assert (few.array.shape, few.decoder, few.warnings) == (
+                frames.array.shape, frames.decoder, frames.warnings,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["odd_rotated_90.mov", "odd_non_zero_start.mp4", "ma52_nodding.mp4"])

@@ -112,6 +112,22 @@ def test_segment_then_extract_equals_build(
             assert np.array_equal(parts[name], rows), name
 
 
+def test_motion_alone_equals_build(
+    built_cache: Path, small_world: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    """Then only the frames that MANet sees are taken out of the decoder."""
+    cache = tmp_path / "cache"
+    import_clips(cache, small_world)
+    assert build(cache, "demo", recipe, ("motion",)).computed == {"motion": 12}
+    key = recipe.spec.motion.key
+    whole, alone = (Cache(folder).stage("motion", key) for folder in (built_cache, cache))
+    assert whole.clips.keys() == alone.clips.keys()
+    for clip, there in whole.clips.items():
+        assert alone.clips[clip].facts == there.facts
+        for array in whole.arrays:
+            assert np.array_equal(alone.read(clip, array), whole.read(clip, array)), (clip, array)
+
+
 def test_changed_padding_recomputes_regions_and_semantic(built_cache: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(built_cache, cache)
