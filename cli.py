@@ -140,12 +140,17 @@ app.command()(project)
 @app.command()
 def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
     """Account for every clip: done, quarantined with its reason, or pending; what each stage holds."""
+    from pipeline.events import by_stage
     from pipeline.report import describe
     from pipeline.store.flight import flight_text
     from pipeline.store.workplace import view
 
     record = describe(view(cache), dataset)
     lines = [_clips_line(dataset, record["clips"]), *flight_text(record["in_flight"])]
+    if record["in_flight"] and (told := record["progress"]):
+        lines.append(
+            f"the build said: {told['done']}/{told['total']} clips ({by_stage(told['stages'])} left)"
+        )
     for name, stage in record["stages"].items():
         rate = f"{stage['clips_per_s']} clips/s" if stage["clips_per_s"] else ""
         size = f"{stage['bytes'] / 1e6:.1f} MB"

@@ -14,11 +14,13 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 ROTATE_BYTES = 16 << 20
+TAIL_BYTES = 64 << 10  # a step comes every second, in a line of 400 bytes, among the work of all processes
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,18 @@ def parse_event(line: bytes) -> Event | None:
         return None
 
 
+def last_step(path: Path) -> dict[str, Any] | None:
+    """How far the build that last told of itself is: {"time", "done", "total", "stages"}; None where none did."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
+        for line in reversed(file.read().split(b"\n")):
+            event = parse_event(line)
+            if event is not None and event.kind == "step" and event.stages:
+                told = {"done": event.done, "total": event.total, "stages": dict(event.stages)}
+                return {"time": json.loads(line).get("time"), **told}
+    return None
+
+
 class Pace:
     """Adds up what the processes of a build tell, and says how far it is and how long each stage will take.
 
@@ -190,7 +204,7 @@ class Console:
             self.stage = event.stage
             self.bar = tqdm(total=event.total, desc=event.stage, unit=event.unit, file=sys.stderr)
         self.bar.total = event.total
-        self.bar.set_postfix_str(_by_stage(event), refresh=False)
+        self.bar.set_postfix_str(by_stage(event.stages), refresh=False)
         self.bar.update(event.done - self.bar.n)
         if event.done >= event.total:
             self._close()
@@ -206,8 +220,8 @@ class Console:
         left = (event.total - event.done) / rate if rate else 0.0
         unit = "" if event.unit == "clip" else f" {event.unit}"
         text = f"{event.stage}: {event.done}/{event.total}{unit}, {rate:.1f}/s, {left:.0f} s left"
-        by_stage = _by_stage(event)
-        print(f"{text} ({by_stage})" if by_stage else text, file=sys.stderr, flush=True)
+        own = by_stage(event.stages)
+        print(f"{text} ({own})" if own else text, file=sys.stderr, flush=True)
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -215,6 +229,6 @@ class Console:
             self.bar = None
 
 
-def _by_stage(event: Event) -> str:
+def by_stage(stages: Mapping[str, Mapping[str, float]]) -> str:
     """segment 5.2/s 46 s, semantic 9.8/s 24 s: the own rate of each stage, and the time it still takes."""
-    return ", ".join(f"{name} {s['per_s']:.1f}/s {s['left_s']:.0f} s" for name, s in event.stages.items())
+    return ", ".join(f"{name} {s['per_s']:.1f}/s {s['left_s']:.0f} s" for name, s in stages.items())

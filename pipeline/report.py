@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.events import last_step
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import media_path, read_media
 from pipeline.plan import all_of, clip_keys, contents, count_clips, with_source
@@ -14,6 +15,7 @@ from pipeline.store.gc import reached
 from pipeline.store.layout import (
     build_path,
     check_cache,
+    events_path,
     load_build,
     load_folder,
     load_receipts,
@@ -29,8 +31,8 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
 
     Returns {"dataset", "preset", "clips": {manifest, done, quarantined, pending}, "splits", "stages": {name: {key,
     clips, rows, shards, bytes, created, host, seconds, clips_per_s}}, "quarantine": [{clip_id, stage, code, message,
-    decoder, attempts}], "codes": {code: clips}, "warnings", "in_flight": as the function}. A dataset that was never
-    built has all clips pending.
+    decoder, attempts}], "codes": {code: clips}, "warnings", "in_flight": as the function, "progress": as
+    `pipeline.events.last_step`}. A dataset that was never built has all clips pending.
     """
     check_cache(cache)
     manifest = read_manifest(manifest_path(cache, dataset))
@@ -97,6 +99,7 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
         "codes": dict(sorted(Counter(line["code"] for line in refused.values()).items())),
         "warnings": warned,
         "in_flight": in_flight(cache, dataset),
+        "progress": last_step(events_path(cache, dataset)),
     }
 
 

@@ -1,9 +1,10 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.events import Console, Event, EventFile, Follower, Pace, parse_event
+from pipeline.events import Console, Event, EventFile, Follower, Pace, last_step, parse_event
 
 
 def test_log_lines_carry_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +86,21 @@ def test_a_large_file_of_events_is_set_aside(tmp_path: Path, monkeypatch: pytest
     assert "second" in path.read_text()
     assert "aaa" in (tmp_path / "demo.events.old.jsonl").read_text()
     assert parse_event(path.read_bytes().strip()) is not None
+
+
+def test_last_step_is_read_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert last_step(path) is None
+    stages = {"segment": {"done": 2.0, "total": 9.0, "per_s": 1.5, "left_s": 4.7}}
+    with EventFile(path, every_s=0.0) as tell:
+        tell(Event("step", "reading files", 9, 9))
+        assert last_step(path) is None  # not of a build
+        for done in range(1000):  # more than is read
+            tell(Event("step", "building", done, 1000, stages=stages))
+        tell(Event("note", "building", text="x" * 1000))
+    with path.open("ab") as file:
+        file.write(b'{"kind": "step", "do')
+    told = last_step(path)
+    assert told is not None
+    assert (told["done"], told["total"], told["stages"]) == (999, 1000, stages)
+    assert abs(told["time"] - time.time()) < 60
