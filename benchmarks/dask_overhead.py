@@ -3,7 +3,9 @@
     python -m benchmarks.dask_overhead [--jobs 16] [--clips 4] [--out]
 
 The same jobs (all stages of the demo preset), each time from nothing to committed shards: in this process, on one Dask
-worker, on two. Encoders are loaded before the clock starts; every worker computes with one thread and has one decoder.
+worker, on two. Encoders are loaded before the clock starts. Every worker computes with one thread and has one decoder,
+and both are held to one core of their own: else one worker takes the half of the core that the second one is to bring.
+The scheduler and this client take what they need beside them.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from distributed import Client
 
 from benchmarks.harness import arguments, race, ratio, report
 from benchmarks.memory import make_cache
@@ -25,6 +28,12 @@ from pipeline.run.build import read_files
 from pipeline.run.crew import Crew, SerialCrew, WorkerSpec, run_jobs
 from pipeline.run.dask_crew import DaskCrew, local_cluster
 from pipeline.store.layout import events_path
+
+
+def hold(cores: set[int]) -> None:
+    """Hold all threads of this process, and what it starts from now on, to these cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def main() -> None:
@@ -46,8 +55,11 @@ def main() -> None:
         pass
     spec = WorkerSpec(cache, "bench", recipe, stages, 1, 1 << 30, events)
 
+    every_core = os.sched_getaffinity(0)
+
     def run(crew: Crew) -> Callable[[], int]:
         def jobs() -> int:
+            hold({0} if crew is serial else every_core)  # its decoder starts in its first round
             for folder in ("stages", "jobs"):
                 shutil.rmtree(cache / folder, ignore_errors=True)
             board = Board(cache, recipe, stages, manifest, media)
@@ -57,16 +69,14 @@ def main() -> None:
 
     with contextlib.ExitStack() as stack:
         serial = stack.enter_context(SerialCrew(spec, silent))
-        crews = {
-            f"dask{count}": stack.enter_context(
-                DaskCrew(
-                    spec,
-                    count,
-                    scheduler=stack.enter_context(local_cluster(count, threads=1)).scheduler_address,
-                )
-            )
-            for count in (1, 2)
-        }
+        crews = {}
+        for count in (1, 2):
+            cluster = stack.enter_context(local_cluster(count, threads=1))
+            with Client(cluster) as client:
+                for core, worker in enumerate(client.scheduler_info()["workers"]):
+                    client.run(hold, {core}, workers=[worker])
+            crew = DaskCrew(spec, count, scheduler=cluster.scheduler_address)
+            crews[f"dask{count}"] = stack.enter_context(crew)
         contenders = {"serial": run(serial), **{name: run(crew) for name, crew in crews.items()}}
         times = race(contenders, clips, options.rounds)
     report(
