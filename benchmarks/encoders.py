@@ -132,7 +132,10 @@ def compare_encoder(
 
     count = len(paths) if part == "manet" else sum(len(starts(windows.count(path))) for path in paths)
     recipe = _recipe(stage, name, config, weights, precision, _even_batch(count))
-    tasks = tuple(ClipTask(str(i), Clip(str(i), "bench", path.name), 0) for i, path in enumerate(paths))
+    tasks = tuple(
+        ClipTask(str(i), Clip(str(i), "bench", path.name), windows.count(path))
+        for i, path in enumerate(paths)
+    )
     group = Group(tasks, {stage: frozenset(task.key for task in tasks)})
     with Engine(scratch, paths[0].parent, recipe, (stage,)) as engine:
 

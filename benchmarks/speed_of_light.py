@@ -101,7 +101,6 @@ def measure(cache: Path, recipe: Recipe, stage: str, rounds: int, workers: int) 
     plan, manifest, media = plan_dataset(cache, "bench", recipe, (stage,))
     tasks = clip_tasks(manifest, media).values()
     spec: Any = recipe.spec.stages()[stage]
-    batch = getattr(recipe.run.batch, stage)
     with Worker(cache, manifest.root, tasks, recipe, (stage,), workers) as worker:
         engine: Any = worker.engine
         model = engine.models[stage]
@@ -135,7 +134,7 @@ def measure(cache: Path, recipe: Recipe, stage: str, rounds: int, workers: int) 
     return {
         "model": spec.model,
         "precision": spec.precision,
-        "batch": batch,
+        "batch": len(example[0]),
         "compile": recipe.run.compile,
         "device": device.type,
         "clips": len(jobs),

@@ -1,5 +1,6 @@
 """The engine: models loaded once, clips streamed through the stages they lack, one decode pass per clip."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,10 @@ from pipeline.store.layout import ArraySpec
 from pipeline.store.reader import Cache, StageReader
 
 NEEDS_FRAMES = ("segment", "semantic", "motion")
+# Input of one call on a CPU, at most. MANet takes 0.48 s for a clip (4.8 MB) alone and 0.83 in a batch of 8,
+# VideoMAE-V2 base 1.5 s for a window (9.6 MB) alone and 1.65 in a batch of 8; the demo's (0.8 MB) 3.0 ms alone and
+# 1.3 in a batch of 16.
+CPU_BYTES = 8 << 20
 
 
 def pick_device() -> torch.device:
@@ -112,7 +117,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def stream(self, group: Group) -> Iterator[Work]:
         """Compute what the clips of a group lack; works come out in the order of the group."""
-        spec, batch = self.recipe.spec, self.recipe.run.batch
+        spec = self.recipe.spec
         self._readers = {}
         spent = {layer: 0.0 for layer in self._seconds if layer == "decode" or layer in group.missing}
         self._seconds, self._spent = self.seconds, spent
@@ -127,7 +132,12 @@ class Engine(AbstractContextManager["Engine"]):
         works = _metered(works, "decode", spent)
         if "segment" in group.missing:
             layer = segment.segment(
-                works, spec.segment, self.models["segment"], batch.segment, self.device, lacks("segment")
+                works,
+                spec.segment,
+                self.models["segment"],
+                self.batch("segment"),
+                self.device,
+                lacks("segment"),
             )
             if self.overlap:  # boxes are found and labels compressed while the next clip is segmented
                 layer = _ahead(layer, lambda _: None)
@@ -137,12 +147,12 @@ class Engine(AbstractContextManager["Engine"]):
         if "semantic" in group.missing:
             layer = semantic.encode_windows(
                 works, spec.semantic, spec.regions, spec.segment.stride, self.models["semantic"], self.projection,
-                batch.semantic, self.device, lacks("semantic"),
+                self.batch("semantic"), self.device, lacks("semantic"),
             )  # fmt: skip
             works = _metered(layer, "semantic", spent)
         if "motion" in group.missing:
             layer = motion.encode_motion(
-                works, spec.motion, self.models["motion"], batch.motion, self.device, lacks("motion")
+                works, spec.motion, self.models["motion"], self.batch("motion"), self.device, lacks("motion")
             )
             works = _metered(layer, "motion", spent)
         try:
@@ -158,6 +168,20 @@ class Engine(AbstractContextManager["Engine"]):
             ) from None
         self._seconds, self._spent = self.seconds, {}
         self._cold.clear()
+
+    def batch(self, stage: str) -> int:
+        """Rows of a call: those of the recipe, on a CPU no more than its caches hold."""
+        rows: int = getattr(self.recipe.run.batch, stage)
+        if self.device.type != "cpu":
+            return rows
+        model = self.models[stage]
+        if stage == "segment":
+            numbers = 3 * math.prod(model.image_size or (1, 1))
+        elif stage == "semantic":
+            numbers = math.prod(model.input_shape)
+        else:
+            numbers = 3 * model.segments * self.recipe.spec.motion.crop**2
+        return min(rows, max(CPU_BYTES // (4 * numbers), 1))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -198,7 +222,7 @@ class Engine(AbstractContextManager["Engine"]):
             if task.key in keys:
                 job = decode_job(task.clip, self.root, task.key)
                 few = task.key not in pictures
-                yield replace(job, only=manet_indices, frames=task.frames) if few else job
+                yield replace(job, only=manet_indices, frames=max(task.frames, 1)) if few else job
 
     def _load(self, work: Work, missing: Mapping[str, frozenset[str]]) -> None:
         """Read from the cache what later stages need and this run does not compute."""
