@@ -145,7 +145,7 @@ class BMoE(nn.Module):
         parts = self.parts_norm(parts, parts_valid)
         if self.training:
             full, parts = regularise(full, aug), regularise(parts, aug)
-        z = self.experts.map(_call, self.in_proj(parts), parts_valid, axes=(1, 1), out=2)
+        z = self.experts.map(None, self.in_proj(parts), parts_valid, axes=(1, 1), out=2)
         query = full[:, 0]
         if self.gate is not None and self.config.query == GATE:
             query = self.gate(self.in_proj(query), valid)
@@ -213,10 +213,6 @@ class BMoE(nn.Module):
         options = self.config.m3e.model_dump() | {"sgp": self.config.sgp.model_dump()}
         dim = self.width if isinstance(self.in_proj, Dense) else self.info.dim
         return M3E(dim, self.width, **options)
-
-
-def _call(m3e: M3E, x: Tensor, valid: Tensor) -> Tensor:
-    return m3e(x, valid)
 
 
 HEAD = HeadSpec(

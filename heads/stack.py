@@ -34,15 +34,18 @@ class Stack(nn.Module):
                 for path, parameter in member.named_parameters():
                     parameter.data = self.stacked.get_parameter(path).data[i]
 
-    def map(self, call: Callable[..., Any], *args: Tensor, axes: Sequence[int | None], out: int = 0) -> Any:
-        """call(member, *args) for all members at once.
+    def map(
+        self, call: Callable[..., Any] | None, *args: Tensor, axes: Sequence[int | None], out: int = 0
+    ) -> Any:
+        """call(member, *args), or member(*args) where call is None, for all members at once.
 
         Args:
-            call: gives a tensor, or a dict or tuple of tensors; random numbers differ from member to member.
+            call: gives a tensor, or a dict or tuple of tensors; random numbers differ from member to member. Without
+                one nothing is made on the way that torch.compile would stop at.
             args, axes: tensors, and the axis of each that runs over the members (None = the same for all).
             out: where that axis stands in the results.
         """
-        bound = _Bound(self.stacked, call)
+        bound = self.stacked if call is None else _Bound(self.stacked, call)
         tensors = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
 
         def one(tensors: dict[str, Tensor], *args: Tensor) -> Any:
