@@ -1,4 +1,5 @@
-"""Make a damaged cache good again. What is damaged moves to damaged/ in the folder of its stage, never to nowhere.
+"""Make a damaged cache good again. Nothing is deleted but frame indices, which hold what their recordings tell: what is
+damaged moves to damaged/ in the folder of its stage.
 
 Every function returns what it did, as a clause.
 """
@@ -20,7 +21,7 @@ def cache_json(root: Path) -> str:
 
 
 def frame_index(path: Path) -> str:
-    """Take the index of a recording away: it holds what the recording tells."""
+    """Take the damaged index of a recording away."""
     path.unlink()
     return "deleted; the next build makes it again"
 

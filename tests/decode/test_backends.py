@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.decode import DecodeJob, DecodePool
 from pipeline.decode.backends import complaint, upright
+from pipeline.decode.spans import SpanFrames
 from pipeline.errors import ClipError
 from tests.decode.clips import numbers, remux, write_video
 
@@ -110,6 +111,16 @@ class TestContract:
         assert (few.decoder, few.warnings) == (whole.decoder, whole.warnings)
         with pytest.raises(IndexError, match="only"):
             few.array[np.array([len(whole.array)])]
+
+    def test_few_frames_without_room_are_decoded_where_they_are_looked_at(
+        self, folder: Path, backend: str
+    ) -> None:
+        backends = ("pyav",) if backend == "pyav" else ("decord", "pyav")
+        with DecodePool(1, backends=backends, memory=100_000) as pool:  # a picture has 18,432 bytes
+            [(_, few)] = pool.decode([DecodeJob("few", folder / "plain.mp4", only=spread, frames=FRAMES)])
+            assert isinstance(few.array, SpanFrames)
+            assert few.array.shape == (FRAMES, 64, 96, 3)
+            assert numbers(few.array[spread(FRAMES)]) == spread(FRAMES).tolist()
 
     def test_interval_past_the_end(self, pools: dict[str, DecodePool], folder: Path, backend: str) -> None:
         for start, end in ((0, FRAMES + 2), (FRAMES, None), (FRAMES + 5, FRAMES + 9)):
