@@ -21,8 +21,8 @@ from pipeline.store.jobs import (
     JobShard,
     create_job,
     folder_of,
+    free_number,
     is_committed,
-    job_numbers,
     job_path,
     load_jobs,
     next_turn,
@@ -100,9 +100,9 @@ class Board:
                 if job.number not in out and not self._watch.held(folder_of(self.cache), job.number):
                     return Ticket(job.number, turn, job.id)
             if self._groups:
-                job_made = self._claim(self._groups.pop(0), out)
-                if job_made is not None:
-                    return Ticket(job_made.number, next_turn(self.cache, job_made), job_made.id)
+                ticket = self._claim(self._groups.pop(0), out)
+                if ticket is not None:
+                    return ticket
                 time.sleep(random.uniform(0, 0.05))
             elif fresh:
                 return None
@@ -114,7 +114,7 @@ class Board:
         self.media[path] = self.media[path]._replace(code=code, error=reason)
         write_media(media_path(self.cache, self.manifest.dataset), self.media)
 
-    def _claim(self, group: Group, out: Collection[int]) -> Job | None:
+    def _claim(self, group: Group, out: Collection[int]) -> Ticket | None:
         """Make a job of a group; None when another build changed the cache since the plan: plan anew.
 
         The number of a finished job is free again in the cache, but not while its result is still on the way.
@@ -123,8 +123,8 @@ class Board:
             world = taken(self.cache, load_jobs(self.cache), self._keys)
             if not world <= self._known:
                 return None
-            number = max((*job_numbers(self.cache), *out), default=-1) + 1
-            job = self._job_of(group, number, world)
+            job = self._job_of(group, free_number(self.cache, out), world)
+            turn = next_turn(self.cache, job)  # before others see the job: a later one may be above theirs
             if not create_job(self.cache, job):
                 return None
             try:
@@ -134,7 +134,7 @@ class Board:
                 job_path(self.cache, job.number).unlink(missing_ok=True)
                 return None
         self._known = world | {(shard.stage, shard.shard) for shard in job.shards}
-        return job
+        return Ticket(job.number, turn, job.id)
 
     def _alone(self) -> lease.Lease:
         """The lease under which jobs are written and struck off: between a look at the cache and a job nobody comes."""

@@ -8,7 +8,7 @@ numbers, so the cache becomes what it would have become. Its blocks are the clip
 are packed within a block only, so whatever is computed again has the neighbours it had before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, count
@@ -74,6 +74,17 @@ def job_path(cache: Path, number: int) -> Path:
 def job_numbers(cache: Path) -> list[int]:
     """The numbers of all jobs, ascending."""
     return sorted(int(path.stem) for path in folder_of(cache).glob("*.json") if path.stem.isdecimal())
+
+
+def free_number(cache: Path, out: Collection[int] = ()) -> int:
+    """A number above those of all jobs, of `out`, and of the leases that are there.
+
+    Whoever ends a job strikes it off first and gives its lease back then: a new job that took its number in between
+    would be begun once above that lease and once, when it is gone, anew.
+    """
+    jobs = job_numbers(cache)  # before the leases: one that goes meanwhile goes last
+    leases = (path.name.partition(".")[0] for path in folder_of(cache).glob("*.lease"))
+    return max((*jobs, *out, *(int(number) for number in leases if number.isdecimal())), default=-1) + 1
 
 
 def load_job(cache: Path, number: int) -> Job | None:

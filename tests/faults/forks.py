@@ -6,6 +6,7 @@ process id give its exit status. `Forks` talks to it. A build appends a line per
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +115,9 @@ def main(requests: Sequence[str]) -> None:
     import pipeline.run.engine  # noqa: F401  (so that no build has to)
 
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts what it runs behind with it ignored
     for line in requests:
         request = json.loads(line)
         if "wait" in request:
