@@ -102,6 +102,16 @@ def test_a_board_goes_on_with_the_jobs_of_a_dead_one(cache: Path) -> None:
     assert load_jobs(cache) == []
 
 
+def test_a_number_is_free_when_its_lease_is(cache: Path) -> None:
+    """Whoever ended job 0 strikes it off first and gives the lease back then."""
+    held = lease.take(folder_of(cache), 0, 1)
+    assert held is not None
+    mine = board(cache, dataset(25))
+    with held:
+        assert turn_of(mine.take()) == (1, 1)
+    assert turn_of(mine.take((1,))) == (2, 1)
+
+
 def test_a_stale_board_plans_anew(cache: Path) -> None:
     """While it slept, another one did everything, or a part, and left no job behind."""
     table, done = dataset(25), Counter[str]()
