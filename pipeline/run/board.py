@@ -24,6 +24,7 @@ from pipeline.store.jobs import (
     free_number,
     is_committed,
     job_path,
+    leases_without_job,
     load_jobs,
     next_turn,
     remove_job,
@@ -75,6 +76,9 @@ class Board:
             with self._alone():
                 for job in filter(self._is_over, load_jobs(self.cache)):
                     remove_job(self.cache, job)
+        for path in leases_without_job(self.cache):
+            if not self._watch.alive(path):  # its worker was killed just before it gave it back
+                path.unlink(missing_ok=True)
         self.plan = make_plan(
             self.cache, self.manifest, self.media, self.recipe.spec, self.stages, self.recipe.run.shard_clips
         )

@@ -14,6 +14,7 @@ The contract, for whoever executes jobs:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,10 @@ class Worker(AbstractContextManager["Worker"]):
         held: lease.Lease,
         result: ShardResult,
     ) -> None:
-        """Append every clip from position `start` on to the logs, and flush them at the end of each block."""
+        """Append every clip from position `start` on to the logs, and flush them at the end of each block.
+
+        A block is flushed while the next one is computed, at most one at a time.
+        """
         ends = {job.clips[end - 1] for end in job.ends}
         todo = job.clips[start:]
         with ExitStack() as stack:
@@ -197,6 +201,13 @@ class Worker(AbstractContextManager["Worker"]):
                 name: frozenset(log.shard.clips) & frozenset(todo) & self.tasks.keys()
                 for name, log in logs.items()
             }
+            writer = stack.enter_context(ThreadPoolExecutor(1, "writer"))
+            flushed: Future[None] | None = None
+
+            def flush() -> None:
+                for log in logs.values():
+                    log.writer.flush()
+
             known = tuple(self.tasks[key] for key in todo if key in self.tasks)
             works = self.engine.stream(Group(known, missing, _last_known(job, start, self.tasks)))
             for key in todo:
@@ -209,11 +220,14 @@ class Worker(AbstractContextManager["Worker"]):
                 if work is not None:
                     self._settle(work, logs, result)
                 if key in ends:
-                    for log in logs.values():
-                        log.writer.flush()
+                    if flushed is not None:
+                        flushed.result()
+                    flushed = writer.submit(flush)
                     held.check()
             for _ in works:  # ends it: times are added up behind the last clip
                 raise AssertionError("the engine gave more clips than the group has")
+            if flushed is not None:
+                flushed.result()
 
     def _settle(self, work: "Work", logs: "Mapping[str, _ShardLog]", result: ShardResult) -> None:
         """Note a refused clip, pass the work on, and let go of it."""

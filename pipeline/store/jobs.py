@@ -76,15 +76,21 @@ def job_numbers(cache: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder_of(cache).glob("*.json") if path.stem.isdecimal())
 
 
-def free_number(cache: Path, out: Collection[int] = ()) -> int:
-    """A number above those of all jobs, of `out`, and of the leases that are there.
+def leases_without_job(cache: Path) -> list[Path]:
+    """Leases whose job is done: of whoever is about to give it back, or was killed just before that."""
+    jobs = set(job_numbers(cache))  # before the leases: whoever ends a job strikes it off first
+    leases = ((path.name.partition(".")[0], path) for path in folder_of(cache).glob("*.lease"))
+    return [path for number, path in leases if number.isdecimal() and int(number) not in jobs]
 
-    Whoever ends a job strikes it off first and gives its lease back then: a new job that took its number in between
-    would be begun once above that lease and once, when it is gone, anew.
+
+def free_number(cache: Path, out: Collection[int] = ()) -> int:
+    """A number above those of all jobs, of `out`, and of the leases of jobs that are done.
+
+    A new job that took the number of such a lease would be begun once above it and once, when it is gone, anew.
     """
-    jobs = job_numbers(cache)  # before the leases: one that goes meanwhile goes last
-    leases = (path.name.partition(".")[0] for path in folder_of(cache).glob("*.lease"))
-    return max((*jobs, *out, *(int(number) for number in leases if number.isdecimal())), default=-1) + 1
+    jobs = job_numbers(cache)
+    leases = (int(path.name.partition(".")[0]) for path in leases_without_job(cache))
+    return max((*jobs, *out, *leases), default=-1) + 1
 
 
 def load_job(cache: Path, number: int) -> Job | None:

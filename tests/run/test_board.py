@@ -1,5 +1,7 @@
 """The board: jobs for everything that is missing, each given to one, whoever asks, in whatever order."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.store.writer import ShardBuilder, create_stage, encode_rows
 from tests.specs import pipeline_spec
 from tests.test_plan import ARRAY, dataset
 
+ROOT = Path(__file__).parents[2]
 ONE = np.ones(1, np.float32)
 RECIPE = Recipe(pipeline_spec(), {}, RunOptions(shard_clips=10, batch=Batch(motion=4)))
 
@@ -110,6 +113,15 @@ def test_a_number_is_free_when_its_lease_is(cache: Path) -> None:
     with held:
         assert turn_of(mine.take()) == (1, 1)
     assert turn_of(mine.take((1,))) == (2, 1)
+
+
+def test_the_lease_of_a_dead_worker_whose_job_is_done_goes(cache: Path) -> None:
+    die = "from pathlib import Path; import os, sys; from pipeline.store.lease import take; "
+    die += "assert take(Path(sys.argv[1]), 3, 2); os._exit(0)"
+    subprocess.run([sys.executable, "-c", die, str(folder_of(cache))], cwd=ROOT, check=True)
+    assert (folder_of(cache) / "3.2.lease").exists()
+    assert turn_of(board(cache, dataset(25)).take()) == (0, 1)
+    assert not list(folder_of(cache).glob("3.*"))
 
 
 def test_a_stale_board_plans_anew(cache: Path) -> None:
