@@ -202,7 +202,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def _begin(self, group: Group) -> Iterator[Work]:
         """Works with frames where a missing stage needs them, and labels and boxes the cache already holds."""
-        keys = frozenset[str]().union(*(group.missing.get(stage, frozenset()) for stage in NEEDS_FRAMES))
+        keys = _lacking(group, NEEDS_FRAMES)
         decoded = self.pool.decode(self._jobs(group, keys))
         for task in group.clips:
             work = Work(task, ends_block=task.key in group.ends)
@@ -215,9 +215,7 @@ class Engine(AbstractContextManager["Engine"]):
             yield work
 
     def _jobs(self, group: Group, keys: frozenset[str]) -> Iterator[DecodeJob]:
-        pictures = frozenset[str]().union(
-            *(group.missing.get(s, frozenset()) for s in ("segment", "semantic"))
-        )
+        pictures = _lacking(group, ("segment", "semantic"))
         for task in group.clips:
             if task.key in keys:
                 job = decode_job(task.clip, self.root, task.key)
@@ -262,6 +260,11 @@ class _Stored:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self._reader.read(self._key, self._array, rows)
+
+
+def _lacking(group: Group, stages: Iterable[str]) -> frozenset[str]:
+    """The keys of the clips that any of these stages lacks."""
+    return frozenset[str]().union(*(group.missing.get(stage, frozenset()) for stage in stages))
 
 
 def _take(work: Work, frames: Frames | ClipError) -> None:
