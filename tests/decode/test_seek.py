@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ from tests.decode.recordings import FILES, FRAMES, GOP, moving, write_recordings
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
     with DecodePool(1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def decord() -> Iterator[DecodePool]:
+    with DecodePool(1, backends=("decord",)) as pool:
         yield pool
 
 
@@ -58,6 +65,24 @@ def test_every_interval_equals_the_full_decode(
     result = decode(pool, path, start, end)
     assert isinstance(result, Frames)
     assert np.array_equal(result.array, whole[start:end])
+
+
+@pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this machine")
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(sorted(set(FILES) - {"stream.ts"})),  # decord refuses it
+    few=st.sets(st.integers(0, FRAMES - 1), min_size=1, max_size=8).map(sorted),
+)
+def test_frames_between_skipped_ones_are_those_of_the_full_decode(
+    wholes: dict[str, tuple[Path, np.ndarray]], decord: DecodePool, name: str, few: list[int]
+) -> None:
+    if name not in wholes:
+        return
+    path, whole = wholes[name]
+    [(_, result)] = decord.decode([DecodeJob("few", path, only=lambda _: np.array(few), frames=FRAMES)])
+    assert isinstance(result, Frames)
+    assert len(result.array) == FRAMES
+    assert np.array_equal(result.array[np.array(few)], whole[few])
 
 
 @pytest.mark.parametrize("name", [name for name, (_, sure) in FILES.items() if sure])
