@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from pipeline.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONS = (
@@ -111,7 +112,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        "versions": versions(*VERSIONS),
     }
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -126,13 +127,6 @@ def _cpu() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def import_intervals(

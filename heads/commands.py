@@ -25,7 +25,23 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override of the he
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="default, small or paper: as --set recipe=, for both stages.")
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+
+
+def _checked_device(name: str) -> str:
+    """The name itself; UserError unless torch can compute there."""
+    if name == "cpu":
+        return name
+    import torch
+
+    from pipeline.errors import UserError
+
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if not gpus or name not in ("cuda", *gpus):
+        raise UserError(f"--device {name}: torch finds {', '.join(['cpu', *gpus])} on this machine")
+    return name
+
+
+Device = Annotated[str, typer.Option("--device", callback=_checked_device, help="cpu, cuda or cuda:N.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the step: a minute now, faster later.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds: 0, 1, ...")]
 Runs = Annotated[

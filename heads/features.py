@@ -33,6 +33,7 @@ class SplitFeatures:
     """One split, in the row order of the tensors (named in `heads.spec`).
 
     Attributes:
+        key: the content address of every clip (`pipeline.clip.clip_key`); () for tensors that come from no cache.
         label: int64 [N], the class, -1 where it is unknown; float32 [N, C] of 0 and 1 where a clip may have
             several.
         group, event: what clips of one recording or scene, and views of one person in one interval, have in
@@ -42,6 +43,7 @@ class SplitFeatures:
     clip_id: tuple[str, ...]
     label: Tensor
     tensors: dict[str, Tensor]
+    key: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     event: tuple[str, ...] = ()
 
@@ -112,8 +114,8 @@ class FeatureSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what these tensors are: clips, labels, the stages they come from, and the resampling."""
-        clips = {name: [s.clip_id, s.label.tolist()] for name, s in self.splits.items()}
+        """SHA-256 of what these tensors are: clips and their content, labels, stages, and the resampling."""
+        clips = {name: [s.clip_id, s.key, s.label.tolist()] for name, s in self.splits.items()}
         facts = {"clips": clips, "stages": self.keys, "t_len": self.t_len, "t_mode": self.t_mode}
         return digest(facts)
 
@@ -170,6 +172,7 @@ def load_features(
             tuple(r[0].clip_id for r in chosen),
             torch.stack([r[2] for r in chosen]),
             _read_split([r[1] for r in chosen], stages, needs, t_len, t_mode),
+            tuple(r[1] for r in chosen),
             tuple(groups([r[0] for r in chosen])),
             tuple(events([r[0] for r in chosen])),
         )

@@ -15,7 +15,6 @@ and options; result.json names those of a run.
 
 import csv
 import glob
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -39,6 +38,7 @@ from heads.options import Config
 from heads.progress import Record
 from heads.spec import HeadInfo
 from pipeline.errors import UserError
+from pipeline.versions import versions
 
 
 def open_run(run_dir: Path, config: Config, info: dict[str, Any], vectors: LabelVectors) -> None:
@@ -71,10 +71,6 @@ def _unfinished(run_dir: Path, key: str) -> bool:
 def facts(data: FeatureSet, info: HeadInfo, vectors: LabelVectors) -> dict[str, Any]:
     """What info.json records about the features, the classes and the software."""
     per_class = {n: s.target(len(info.classes)).sum(0).int() for n, s in data.splits.items()}
-    try:
-        version = importlib.metadata.version("bmoe-cache")
-    except importlib.metadata.PackageNotFoundError:
-        version = "source"
     return {
         "stages": data.keys,
         "data": data.digest,
@@ -90,7 +86,7 @@ def facts(data: FeatureSet, info: HeadInfo, vectors: LabelVectors) -> dict[str, 
         "label_vectors": {"source": vectors.source, "oov": vectors.oov},
         "clips": data.counts,
         "clips_per_class": {name: counts.tolist() for name, counts in per_class.items()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "bmoe-cache": version},
+        "versions": versions("bmoe-cache", "torch") | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
     }
 

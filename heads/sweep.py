@@ -78,6 +78,7 @@ def train_all(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, list[RunResult]]:
         UserError: as `heads.train.train_group`; also when a folder holds a run of another config or of other
             features.
     """
+    _load.cache_clear()  # a build may have run since
     needs = tuple(
         dict.fromkeys(need for job in jobs for need in spec.needs(job.config))
     )  # the same clips for all

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.clip import Clip, resolve
+from pipeline.clip import KEY_COLUMNS, Clip, key_of, resolve
 from pipeline.collecting import uncollected
 from pipeline.errors import ClipError, UserError
-from pipeline.manifest import manifest_path
+from pipeline.manifest import Manifest, manifest_path
 from pipeline.people import crop_box
 from pipeline.store.atomic import write_bytes
 from pipeline.store.table import open_table, table_bytes
@@ -59,6 +59,17 @@ def media_path(cache: Path, dataset: str) -> Path:
 def index_folder(cache: Path) -> Path:
     """CACHE/index: where the frames of long recordings lie. It can be deleted: it is made again when wanted."""
     return cache / "index"
+
+
+def clip_keys(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> list[str | None]:
+    """The content address of every clip, in canonical order; None where its file was not read or cannot be used."""
+    digests = {path: file.sha256 for path, file in media.items() if file.code is None}
+    columns = (manifest.column(name) for name in KEY_COLUMNS[source])
+    files = map(digests.get, manifest.column(f"{source}_path"))
+    return [
+        None if sha256 is None else key_of(source, sha256, *facts)
+        for sha256, *facts in zip(files, *columns, strict=True)
+    ]
 
 
 def decode_job(clip: Clip, root: Path, key: str) -> "DecodeJob":

@@ -4,15 +4,15 @@ A plan is data: the runner executes it, the command line prints it. Neither torc
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.clip import KEY_COLUMNS, key_of
 from pipeline.collecting import uncollected
 from pipeline.manifest import Clip, Manifest
-from pipeline.media import Media
+from pipeline.media import Media, clip_keys
 from pipeline.spec import (
     MotionSpec,
     PipelineSpec,
@@ -92,10 +92,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class StageContents:
-    """Clip keys a stage has written or given up."""
+    """Clip keys a stage has written, and those it lacks for good, each with the stage that failed ("decode" too)."""
 
     done: frozenset[str]
-    quarantined: frozenset[str]
+    refused: Mapping[str, str]
 
 
 def rows_of(spec: StageSpec, frames: int, points: int = 1) -> int:
@@ -118,10 +118,12 @@ def stage_rows(spec: PipelineSpec, stage: str, frames: int, points: int = 1) -> 
 def contents(stage: Stage | None) -> StageContents:
     """What a stage holds; nothing when it was never made."""
     if stage is None:
-        return StageContents(frozenset(), frozenset())
+        return StageContents(frozenset(), {})
     done = committed_keys(stage.folder)
-    refused = frozenset(entry.clip_key for entry in stage.quarantine())
-    return StageContents(done, refused - done)
+    entries = stage.quarantine()
+    return StageContents(
+        done, {entry.clip_key: entry.stage for entry in entries if entry.clip_key not in done}
+    )
 
 
 def with_source(manifest: Manifest, source: str) -> Manifest:
@@ -129,17 +131,6 @@ def with_source(manifest: Manifest, source: str) -> Manifest:
     if all(manifest.column(f"{source}_path")):
         return manifest
     return replace(manifest, clips=tuple(clip for clip in manifest.clips if clip.path(source)))
-
-
-def clip_keys(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> list[str | None]:
-    """The content address of every clip, in canonical order; None where its file was not read or cannot be used."""
-    digests = {path: file.sha256 for path, file in media.items() if file.code is None}
-    columns = (manifest.column(name) for name in KEY_COLUMNS[source])
-    files = map(digests.get, manifest.column(f"{source}_path"))
-    return [
-        None if sha256 is None else key_of(source, sha256, *facts)
-        for sha256, *facts in zip(files, *columns, strict=True)
-    ]
 
 
 def clip_tasks(manifest: Manifest, media: Mapping[str, Media], source: str = "video") -> dict[str, ClipTask]:
@@ -162,9 +153,9 @@ def _task(key: str, clip: Clip, media: Mapping[str, Media], source: str) -> Clip
 def all_of(holds: Mapping[str, StageContents]) -> StageContents:
     """The clips that every stage has written, and those that any has given up."""
     if not holds:
-        return StageContents(frozenset(), frozenset())
+        return StageContents(frozenset(), {})
     done = frozenset[str].intersection(*(held.done for held in holds.values()))
-    return StageContents(done, frozenset[str]().union(*(held.quarantined for held in holds.values())))
+    return StageContents(done, dict(ChainMap(*(dict(held.refused) for held in holds.values()))))
 
 
 def count_clips(
@@ -175,7 +166,7 @@ def count_clips(
     source: str = "video",
 ) -> Counts:
     """Account for every row of the manifest; keys as of `clip_keys`, held as of `all_of` the stages that matter."""
-    done, quarantined = _count(held.done, keys), _count(held.quarantined - held.done, keys)
+    done, quarantined = _count(held.done, keys), _count(held.refused.keys() - held.done, keys)
     if None in keys:
         for key, path in zip(keys, manifest.column(f"{source}_path"), strict=True):
             if key is None:
@@ -185,7 +176,7 @@ def count_clips(
     return Counts(total, done, quarantined, total - done - quarantined)
 
 
-def _count(chosen: frozenset[str], keys: Iterable[str | None]) -> int:
+def _count(chosen: Set[str], keys: Iterable[str | None]) -> int:
     """How many of the keys are among the chosen; clips of equal content share a key, and each counts."""
     return sum(map(chosen.__contains__, keys)) if chosen else 0
 
@@ -201,7 +192,8 @@ def make_plan(
 ) -> Plan:
     """Plan the given stages of a preset for the clips of a dataset that have what they read.
 
-    A clip refused by an upstream stage is not tried downstream; clips with equal content are computed once.
+    A clip that could not be decoded is tried by no other stage, one that a stage refused by none that reads it.
+    Clips with equal content are computed once.
     """
     specs = spec.stages()
     manifest = with_source(manifest, spec.source)
@@ -213,15 +205,20 @@ def make_plan(
     wanted = {name: holds[name] for name in stages}
     of_all = all_of(holds)
     complete = (of_all if len(wanted) == len(holds) else all_of(wanted)).done
-    refused = of_all.quarantined
     lacking = [(row, key) for row, key in enumerate(keys) if key is not None and key not in complete]
+    lacked = frozenset(key for _, key in lacking)
+    missing = {}
+    for name, held in wanted.items():
+        fatal = ("decode", name, *specs[name].upstream)
+        refused = (key for other in holds.values() for key, by in other.refused.items() if by in fatal)
+        missing[name] = lacked.difference(held.done, refused)
+    to_do = frozenset[str]().union(*missing.values())
     many = 8 * len(lacking) > len(keys)  # then all are made at once, which is faster
     clips = manifest.clips[:] if many else manifest.clips
     tasks: dict[str, ClipTask] = {}
     for row, key in lacking:
-        if key not in refused and key not in tasks:
+        if key in to_do and key not in tasks:
             tasks[key] = _task(key, clips[row], media, spec.source)
-    missing = {name: frozenset(tasks.keys() - held.done) for name, held in wanted.items()}
     groups = _group(spec, _unclaimed(tasks, jobs), missing, open_stages, shard_clips)
     previous = _previous_stages(cache, manifest.dataset)
     whole = len(keys) - keys.count(None) - len(lacking)  # rows that no stage lacks
@@ -238,7 +235,7 @@ def make_plan(
                 _logged(cache, jobs, name, specs[name].key, open_stages[name]),
             )
         )  # fmt: skip
-    counts = count_clips(manifest, media, keys, StageContents(complete, refused), spec.source)
+    counts = count_clips(manifest, media, keys, StageContents(complete, of_all.refused), spec.source)
     return Plan(manifest.dataset, spec.preset, counts, tuple(plans), jobs, tuple(groups))
 
 

@@ -1,14 +1,15 @@
 """What a cache holds, as data: for a dataset (`info`, `failures`, the demo's summary) and in all (`ls`)."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.events import last_step
-from pipeline.manifest import manifest_path, read_manifest
-from pipeline.media import media_path, read_media
-from pipeline.plan import all_of, clip_keys, contents, count_clips, with_source
+from pipeline.manifest import Manifest, manifest_path, read_manifest
+from pipeline.media import Media, clip_keys, media_path, read_media
+from pipeline.plan import StageContents, all_of, contents, count_clips, with_source
 from pipeline.spec import STAGES
 from pipeline.store.flight import in_flight
 from pipeline.store.gc import reached
@@ -22,7 +23,7 @@ from pipeline.store.layout import (
     stage_folders,
 )
 from pipeline.store.reader import Cache
-from pipeline.store.records import load_quarantine
+from pipeline.store.records import Receipt, load_quarantine
 from pipeline.store.writer import Stage, open_stage
 
 
@@ -43,50 +44,27 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
     manifest = with_source(manifest, source)
     rows = clip_keys(manifest, media, source)
     names = {key: clip_id for key, clip_id in zip(rows, manifest.column("clip_id"), strict=True) if key}
-    keys = names.keys()
     stages: dict[str, Stage | None] = {}
     if record:
         keys_of = record["stages"]
         stages = {name: open_stage(cache, name, keys_of[name]) for name in own if name in keys_of}
     holds = {name: contents(stage) for name, stage in stages.items()}
     counts = count_clips(manifest, media, rows, all_of(holds), source)
-    refused: dict[str, dict[str, Any]] = {
-        clip.clip_id: {
-            "stage": "files",
-            "code": file.code,
-            "message": file.error,
-            "decoder": None,
-            "attempts": 1,
-        }
-        for clip in manifest.clips
-        if (file := media.get(clip.path(source) or "")) is not None and file.code is not None
-    }
-    warned: list[dict[str, Any]] = []
+    refused = _unusable(manifest, media, source)
+    warned: dict[tuple[str, str], None] = {}  # a clip's warnings stand in every stage that decoded it
     report: dict[str, Any] = {}
     for name, stage in stages.items():
         if stage is None:
             continue
-        for entry in stage.quarantine():
-            if entry.clip_key in holds[name].quarantined and entry.clip_key in names:
-                told = ("stage", "code", "message", "decoder", "attempts")
-                refused.setdefault(names[entry.clip_key], {name: getattr(entry, name) for name in told})
+        refused = _refused(stage, holds[name], names) | refused
         receipts = stage.receipts()
-        if name == "motion":
-            for clip in (c for receipt in receipts for c in receipt.clips if c.clip_key in keys):
-                warned += [
-                    {"clip_id": names[clip.clip_key], "text": text} for text in clip.facts.get("warnings", [])
-                ]
-        rate = (record or {}).get("rates", {}).get(name)
+        mine = [clip for receipt in receipts for clip in receipt.clips if clip.clip_key in names]
+        for clip in mine:
+            warned |= {(names[clip.clip_key], text): None for text in clip.facts.get("warnings", [])}
         report[name] = {
-            "key": stage.key,
-            "clips": sum(c.clip_key in keys for receipt in receipts for c in receipt.clips),
-            "rows": sum(c.n_rows for receipt in receipts for c in receipt.clips if c.clip_key in keys),
-            "shards": len(receipts),
-            "bytes": sum(file.bytes for receipt in receipts for file in receipt.files.values()),
-            "created": stage.info.provenance.get("created"),
-            "host": stage.info.provenance.get("host"),
-            "seconds": rate["seconds"] if rate else None,
-            "clips_per_s": round(rate["clips"] / rate["seconds"], 2) if rate and rate["seconds"] else None,
+            "clips": len(mine),
+            "rows": sum(clip.n_rows for clip in mine),
+            **_on_disk(stage, receipts, (record or {}).get("rates", {}).get(name)),
         }
     return {
         "dataset": dataset,
@@ -97,9 +75,47 @@ def describe(cache: Path, dataset: str) -> dict[str, Any]:
         "stages": report,
         "quarantine": [{"clip_id": clip_id, **line} for clip_id, line in sorted(refused.items())],
         "codes": dict(sorted(Counter(line["code"] for line in refused.values()).items())),
-        "warnings": warned,
+        "warnings": [{"clip_id": clip_id, "text": text} for clip_id, text in warned],
         "in_flight": in_flight(cache, dataset),
         "progress": last_step(events_path(cache, dataset)),
+    }
+
+
+def _unusable(manifest: Manifest, media: Mapping[str, Media], source: str) -> dict[str, dict[str, Any]]:
+    """Clip id -> why its file cannot be used."""
+    return {
+        clip.clip_id: {
+            "stage": "files",
+            "code": file.code,
+            "message": file.error,
+            "decoder": None,
+            "attempts": 1,
+        }
+        for clip in manifest.clips
+        if (file := media.get(clip.path(source) or "")) is not None and file.code is not None
+    }
+
+
+def _refused(stage: Stage, held: StageContents, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Clip id -> why a stage refused it."""
+    told = ("stage", "code", "message", "decoder", "attempts")
+    return {
+        names[entry.clip_key]: {name: getattr(entry, name) for name in told}
+        for entry in stage.quarantine()
+        if entry.clip_key in held.refused and entry.clip_key in names
+    }
+
+
+def _on_disk(stage: Stage, receipts: Sequence[Receipt], rate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What lies in a stage's folder, of whatever dataset, and how fast the last build was with it."""
+    return {
+        "key": stage.key,
+        "shards": len(receipts),
+        "bytes": sum(file.bytes for receipt in receipts for file in receipt.files.values()),
+        "created": stage.info.provenance.get("created"),
+        "host": stage.info.provenance.get("host"),
+        "seconds": rate["seconds"] if rate else None,
+        "clips_per_s": round(rate["clips"] / rate["seconds"], 2) if rate and rate["seconds"] else None,
     }
 
 

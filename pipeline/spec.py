@@ -48,6 +48,11 @@ class StageSpec:
         return {"stage": self.stage, "version": self.version, **asdict(self)}
 
     @property
+    def upstream(self) -> tuple[str, ...]:
+        """The stages it reads."""
+        return tuple(getattr(self, "reads", ()))
+
+    @property
     def key(self) -> str:
         """SHA-256 of the facts; folders use its first 16 digits."""
         return digest(self.facts())

@@ -199,6 +199,19 @@ def test_quarantined_clip_is_not_tried_again_downstream(cache: Path) -> None:
     assert (plan.clips.quarantined, plan.clips.pending) == (1, 2)
 
 
+def test_what_a_stage_refused_is_tried_by_those_that_do_not_read_it(cache: Path) -> None:
+    manifest, media = dataset(3)
+    spec = pipeline_spec()
+    stage = create_stage(cache, spec.motion.facts(), spec.motion.key, [ARRAY], 60, {})
+    key = plan_of(cache, manifest, media, spec).groups[0].clips[1].key
+    stage.add_quarantine(QuarantineEntry.of(key, "clip00001", "motion", ClipError("E_NON_FINITE", "NaN")))
+    plan = plan_of(cache, manifest, media, spec)
+    missing = {name: key in keys for name, keys in plan.groups[0].missing.items()}
+    assert missing == {"segment": True, "regions": True, "semantic": True, "motion": False}
+    pending = {line.stage: (line.pending, line.quarantined) for line in plan.stages}
+    assert (pending["semantic"], pending["motion"]) == ((3, 0), (2, 1))
+
+
 def test_unreadable_file_counts_as_quarantined(cache: Path) -> None:
     manifest, media = dataset(3)
     media["v/1.mp4"] = Media("v/1.mp4", 0, 0, code="E_EMPTY_FILE", error="0 bytes")

@@ -9,7 +9,7 @@ from pipeline.report import describe, list_stages, retry
 from pipeline.store.layout import load_build
 from pipeline.store.reader import Cache
 from pipeline.store.records import QuarantineEntry
-from pipeline.store.writer import open_stage
+from pipeline.store.writer import open_stage, write_build
 from tests.store.caches import dataset_cache
 
 
@@ -40,6 +40,15 @@ def test_quarantine_is_told_and_taken_back(cache: Path) -> None:
     assert [q["clip_id"] for q in describe(cache, "demo")["quarantine"]] == ["lost"]
     assert describe(cache, "demo")["clips"]["pending"] == report["clips"]["pending"] + 1
     assert retry(cache, "demo") == 0
+
+
+def test_warnings_are_told_once_by_whatever_stage_decoded_the_clip(tmp_path: Path) -> None:
+    root = dataset_cache(tmp_path / "cache", warning="W_DAMAGED: 28 of 50 frames decoded")
+    warned = [{"clip_id": "c00", "text": "W_DAMAGED: 28 of 50 frames decoded"}]
+    assert describe(root, "demo")["warnings"] == warned
+    build = load_build(root, "demo")
+    write_build(root, "demo", {**build, "stages": {"segment": build["stages"]["segment"]}})
+    assert describe(root, "demo")["warnings"] == warned
 
 
 def test_other_datasets_keep_their_quarantine(cache: Path) -> None:

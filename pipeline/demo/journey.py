@@ -5,7 +5,6 @@ import os
 import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.report import describe
 from pipeline.run.build import build, peak_memory
 from pipeline.run.previews import write_previews
 from pipeline.store.layout import init_cache
+from pipeline.versions import versions
 
 SEEDS = (0, 1, 2)
 HEAD = "bmoe_demo"
@@ -69,7 +69,7 @@ def run_demo(out: Path, listen: Listener) -> dict[str, Any]:
         "previews": [str(path.relative_to(out)) for path in pictures],
         "seconds": round(time.perf_counter() - began, 1),
         "peak_memory_bytes": peak_memory(),  # of the largest process
-        "versions": {name: version(name) for name in ("bmoe-cache", "torch", "numpy", "zarr", "av", "decord")}
+        "versions": versions("bmoe-cache", "torch", "numpy", "zarr", "av", "decord")
         | {"python": platform.python_version()},
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -288,6 +289,8 @@ def _serve(spec: WorkerSpec, channel: "Connection[Any, Any]", place: int, count:
         sys.exit(0)
     except (UserError, OSError) as error:
         channel.send(error)
+    except Exception:  # ours: the process that raises it again shows where it came from
+        channel.send(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
 
 def gpus() -> list[str]:

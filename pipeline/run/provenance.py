@@ -3,15 +3,15 @@
 import os
 import platform
 import sys
-from importlib.metadata import version
 from typing import Any
+
+from pipeline.versions import versions
 
 
 def provenance() -> dict[str, Any]:
     """Where and with what a stage is made; informs people, never part of a key."""
-    names = ("bmoe-cache", "torch", "numpy", "av", "opencv-python-headless")
     return {
-        "versions": {name: version(name) for name in names},
+        "versions": versions("bmoe-cache", "torch", "numpy", "av", "opencv-python-headless"),
         "python": platform.python_version(),
         "host": platform.node(),
         "cores": os.cpu_count(),

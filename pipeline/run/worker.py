@@ -40,8 +40,9 @@ from pipeline.store.jobs import (
 )
 from pipeline.store.layout import committed_shards
 from pipeline.store.records import QuarantineEntry
+from pipeline.store.shard import ArraySpec
 from pipeline.store.wip import Entry, LogWriter, Origin, read_clips
-from pipeline.store.writer import ShardBuilder, Stage, StoredRows, create_stage, encode_rows, grow
+from pipeline.store.writer import ShardBuilder, Stage, StoredRows, create_stage, encode_rows, grow, open_stage
 
 if TYPE_CHECKING:  # both import torch, and planning must not
     from pipeline.run.engine import Engine
@@ -145,7 +146,7 @@ class Worker(AbstractContextManager["Worker"]):
         keys = {name: spec.key for name, spec in self.recipe.spec.stages().items() if name in self.stages}
         mine = [shard for shard in job.shards if keys.get(shard.stage) == shard.key]
         active = [shard for shard in mine if not is_committed(self.cache, shard)]
-        stages = {shard.stage: self._stage(shard) for shard in active}
+        stages = self._open_stages(job, active, held)
         start = _first_open_block(job, active, stages)
         if start < len(job.clips):
             self._compute(job, active, stages, start, held, result)
@@ -165,16 +166,29 @@ class Worker(AbstractContextManager["Worker"]):
             if is_committed(self.cache, shard):
                 remove_logs(self.cache, shard)
 
-    def _stage(self, shard: JobShard) -> Stage:
-        """The folder to write to, made when it is not there."""
-        arrays = self.engine.arrays(shard.stage)
-        multiple = max(array.chunk_rows for array in arrays)
-        origin = provenance() | {"weights_differences": self.engine.differences.get(shard.stage, [])}
-        facts = self.recipe.spec.stages()[shard.stage].facts()
-        rows = -(-shard.rows // multiple) * multiple
-        stage = create_stage(self.cache, facts, shard.key, arrays, rows, origin)
-        check_memory(stage, self.memory)
-        return stage
+    def _open_stages(self, job: Job, active: Sequence[JobShard], held: lease.Lease) -> dict[str, Stage]:
+        """The folders to write to, made where they are not there. Raises UserError where memory is too little."""
+        arrays = {shard.stage: self.engine.arrays(shard.stage) for shard in active}
+        known = {shard.stage: open_stage(self.cache, shard.stage, shard.key) for shard in active}
+        rows = {}
+        for shard in active:
+            stage, multiple = known[shard.stage], max(array.chunk_rows for array in arrays[shard.stage])
+            rows[shard.stage] = stage.shard_rows if stage else -(-shard.rows // multiple) * multiple
+        try:
+            for name, count in rows.items():
+                check_memory(name, count, arrays[name], self.memory)
+        except UserError:
+            if None in known.values():  # another run.shard_clips makes another job
+                held.check()
+                remove_job(self.cache, job)
+            raise
+        specs, stages = self.recipe.spec.stages(), {}
+        for shard in active:
+            name = shard.stage
+            origin = provenance() | {"weights_differences": self.engine.differences.get(name, [])}
+            facts = specs[name].facts()
+            stages[name] = create_stage(self.cache, facts, shard.key, arrays[name], rows[name], origin)
+        return stages
 
     def _compute(
         self,
@@ -308,15 +322,15 @@ def commit(stage: Stage, shard: JobShard, entries: Sequence[Entry], held: lease.
     return True
 
 
-def check_memory(stage: Stage, memory: int) -> None:
-    """Raise UserError where a shard would take more than an 8th of the memory of a worker.
+def check_memory(stage: str, rows: int, arrays: Iterable[ArraySpec], memory: int) -> None:
+    """Raise UserError where a shard of a stage would take more than an 8th of the memory of a worker.
 
     A clip may fill a shard; then its rows are there as float32, as they are stored, and in the log's frame.
     """
-    size = stage.shard_rows * sum(spec.row_bytes for spec in stage.arrays.values() if spec.codec == "raw")
+    size = rows * sum(spec.row_bytes for spec in arrays if spec.codec == "raw")
     if 8 * size > memory:
         raise UserError(
-            f"--memory {size_text(memory)} is too little: a shard of stage {stage.name} takes {size_text(size)}; give "
+            f"--memory {size_text(memory)} is too little: a shard of stage {stage} takes {size_text(size)}; give "
             f"at least {size_text(8 * size)}, or, for a stage that is new, lower run.shard_clips"
         )
 

@@ -117,7 +117,7 @@ class _Made:
         moves = round(self.moved / self.garment, 4) if self.garment else 0.0
         facts = {**work.facts, "stride": spec.stride, "clothing_moves": moves}
         if spec.crop == "person":
-            facts["crop"] = list(self.box) if self.box else "no person found: whole frame"
+            facts["person_crop"] = list(self.box) if self.box else "no person found: whole frame"
         work.written["segment"] = (whole, facts)
 
 

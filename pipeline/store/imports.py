@@ -58,6 +58,9 @@ def import_features(
     file, files without a clip, clips in quarantine because their arrays differ from the first one's or are not
     finite. Raises UserError when no file belongs to a clip.
     """
+    stride = declared.get("stride")
+    if type(stride) is int and stride < 1:
+        raise UserError(f"the facts declare stride {stride}; give the frames between two windows, 1 or more")
     cache = Cache(root)
     keys = cache.clip_keys(dataset)
     found = {

@@ -68,7 +68,10 @@ def init_cache(root: Path) -> None:
 
 def write_cache_record(root: Path) -> None:
     """Write cache.json."""
-    record = {"format_version": FORMAT_VERSION, "created_by": _version(), "created": utc_now()}
+    from pipeline.versions import versions
+
+    made_by = " ".join(["bmoe-cache", *versions("bmoe-cache").values()])
+    record = {"format_version": FORMAT_VERSION, "created_by": made_by, "created": utc_now()}
     atomic.write_bytes(root / "cache.json", to_bytes(record))
 
 
@@ -332,12 +335,3 @@ def _check_format(path: Path, record: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path}: format {version} is newer than {FORMAT_VERSION}, the newest known here; upgrade"
         )
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return f"bmoe-cache {metadata.version('bmoe-cache')}"
-    except metadata.PackageNotFoundError:
-        return "bmoe-cache"

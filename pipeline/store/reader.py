@@ -46,18 +46,14 @@ class Cache:
     def clip_keys(self, name: str, source: str = "video") -> dict[str, str]:
         """clip_id -> clip_key of a dataset for stages that read `source` (video or skeleton).
 
-        Clips without such a file, or whose file has no hash (missing, empty), are left out.
+        Clips without such a file, or whose file cannot be used (missing, empty, not a video), are left out.
         """
-        from pipeline.manifest import clip_key, manifest_path
-        from pipeline.media import read_media
+        from pipeline.media import clip_keys, media_path, read_media
 
-        media = read_media(manifest_path(self.root, name).with_suffix(".media.parquet"))
-        hashes = {path: entry.sha256 for path, entry in media.items()}
-        return {
-            clip.clip_id: clip_key(clip, sha256, source)
-            for clip in self.dataset(name).clips
-            if (sha256 := hashes.get(clip.path(source) or "")) is not None
-        }
+        manifest = self.dataset(name)
+        keys = clip_keys(manifest, read_media(media_path(self.root, name)), source)
+        ids = manifest.column("clip_id")
+        return {clip_id: key for clip_id, key in zip(ids, keys, strict=True) if key is not None}
 
     def builds(self, name: str) -> dict[str, Any]:
         """What the last build of a dataset used: {"preset": str, "stages": {stage: key}, ...}."""

@@ -171,7 +171,7 @@ def test_crop_follows_the_person_and_labels_come_back_in_place() -> None:
     crop = run([bright_clip(patch)], make_spec(model, crop="person"), model)[0]
     assert whole.labels is not None
     assert crop.labels is not None
-    x1, y1, x2, y2 = crop.written["segment"][1]["crop"]
+    x1, y1, x2, y2 = crop.written["segment"][1]["person_crop"]
     assert (x1 <= 100, y1 <= 80, x2 >= 130 + 2 * (FRAMES - 1), y2 >= 160) == (True,) * 4
     assert abs((x2 - x1) / (y2 - y1) - 48 / 60) < 0.02  # the aspect of the segmenter's input
     assert x2 - x1 < 160  # and it is a crop
@@ -189,8 +189,8 @@ def test_crop_of_an_empty_clip_is_the_whole_frame() -> None:
     works = [bright_clip(None), bright_clip((350, 0, 399, 300))]
     works[1].task = make_task("other")
     empty, edge = run(works, make_spec(model, crop="person"), model)
-    assert empty.written["segment"][1]["crop"] == "no person found: whole frame"
-    x1, y1, x2, y2 = edge.written["segment"][1]["crop"]
+    assert empty.written["segment"][1]["person_crop"] == "no person found: whole frame"
+    x1, y1, x2, y2 = edge.written["segment"][1]["person_crop"]
     assert (y1, x2, y2) == (0, 400, 300)  # taller than its aspect allows: cut to the frame
     assert x1 < 350
 

@@ -1,5 +1,6 @@
 """Features from a real cache: resampling against a plain loop, counts of what was left out, refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from heads.resample import resample_weights, truncate_weights
 from heads.spec import MOTION, SEMANTIC
 from pipeline.errors import UserError
 from pipeline.spec import digest
+from pipeline.store.reader import Cache
 from pipeline.store.writer import write_build
 from tests.heads.caches import features_of, make_cache, motion_of, windows_of
 
@@ -118,6 +120,16 @@ def test_load(cache: Path) -> None:
             np.testing.assert_array_equal(t["motion_logits"][row], logits)
     batch = data.splits["val"].batch(torch.tensor([3, 1]))
     assert torch.equal(batch["motion"], data.splits["val"].tensors["motion"][[3, 1]])
+
+
+def test_the_digest_follows_the_content_of_the_clips(cache: Path) -> None:
+    data = load_features(cache, "demo", 4)
+    train = data.splits["train"]
+    keys = Cache(cache).clip_keys("demo")
+    assert train.key == tuple(keys[clip_id] for clip_id in train.clip_id)
+    filmed_again = replace(train, key=(digest("another video"), *train.key[1:]))
+    assert replace(data, splits={**data.splits, "train": filmed_again}).digest != data.digest
+    assert replace(data, splits=dict(data.splits)).digest == data.digest
 
 
 def test_pad_truncate_from_the_cache(cache: Path) -> None:

@@ -15,7 +15,7 @@ COARSE = [0, 0, 0, 1, 1, 1]
 
 def data(label: np.ndarray, group: list[str], event: list[str]) -> SplitFeatures:
     names = tuple(f"c{i}" for i in range(len(label)))
-    return SplitFeatures(names, torch.from_numpy(label), {}, tuple(group), tuple(event))
+    return SplitFeatures(names, torch.from_numpy(label), {}, group=tuple(group), event=tuple(event))
 
 
 def guesses(label: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -287,3 +287,12 @@ def test_paper_numbers() -> None:
     assert tables["tab3"]["both"] == tables["tab4"]["none"] == tables["tab1"]["B_MoE"]
     assert not side_by_side("tab3", "demo", {"both": [{"top1": 1.0}]})["same_data"]
     assert side_by_side("tab3", "ma52", {"both": [{"top1": 1.0}]})["same_data"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, cache: Path, tmp_path: Path) -> None:
+    words = ("train", "--dataset", "demo", "--cache", cache, "--run", tmp_path / "run", "--device", device)
+    code, _, err = call(*words)
+    assert code == 2
+    assert err.startswith(f"error: --device {device}: torch finds cpu")
+    assert not (tmp_path / "run").exists()

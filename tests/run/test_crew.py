@@ -1,6 +1,7 @@
 """Executors: one contract, the same bytes from each; what they refuse, and what they say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def test_a_mistake_of_a_member_is_the_builds(
     monkeypatch.setattr(crew, "_serve", _mistake)
     with pytest.raises(UserError, match="such a mistake"):
         build(tmp_path / "cache", "demo", recipe, ("motion",), running=Running("process", 1))
+
+
+def test_what_goes_wrong_in_a_member_is_shown_at_once(
+    small_world: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    """A fault of ours must not look like a death, after which another process tries again."""
+    import_clips(tmp_path / "cache", small_world)
+    broken = replace(recipe, weights={})
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process:.*Traceback.*KeyError: 'motion'"):
+        build(tmp_path / "cache", "demo", broken, ("motion",), running=Running("process", 1))
 
 
 def _mistake(_: object, channel: Any, *__: object) -> None:

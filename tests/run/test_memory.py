@@ -9,12 +9,16 @@ import pytest
 from pipeline.decode.spans import SpanFrames
 from pipeline.errors import UserError
 from pipeline.presets import Recipe, load_recipe
+from pipeline.run import crew
+from pipeline.run.build import build
 from pipeline.run.engine import Engine
 from pipeline.run.worker import check_memory
 from pipeline.stages.work import compressed, raw
+from pipeline.store.jobs import load_jobs
 from pipeline.store.shard import PackedRows
+from tests.conftest import WORLD_CLIPS
 from tests.run.test_engine import STAGES, planned
-from tests.store.caches import make_stage
+from tests.run.worlds import import_clips
 
 MIB = 1 << 20
 Made = dict[tuple[str, str, str], Any]
@@ -82,9 +86,23 @@ def test_clips_decoded_in_spans_give_the_same_bits(
             assert np.array_equal(tight[name], value), name
 
 
-def test_shards_that_do_not_fit_the_budget_are_refused(tmp_path: Path) -> None:
+def test_shards_that_do_not_fit_the_budget_are_refused() -> None:
     arrays = [raw("features", "float16", 1024, chunk_rows=64), compressed("labels", "uint8", 9, 9)]
-    stage = make_stage(tmp_path, arrays, shard_rows=64)  # 128 KiB
-    check_memory(stage, MIB)
+    check_memory("semantic", 64, arrays, MIB)  # 128 KiB
     with pytest.raises(UserError, match=r"--memory 1023KiB .* takes 128KiB; give at least 1MiB, or"):
-        check_memory(stage, MIB - 1024)
+        check_memory("semantic", 64, arrays, MIB - 1024)
+
+
+def test_with_smaller_shards_a_refused_build_goes_on(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "LEAST_MEMORY", 64 * MIB)
+    cache, running = tmp_path / "cache", crew.Running(memory=64 * MIB)
+    import_clips(cache, small_world)
+    wide = ["semantic.stride=1", "semantic.tokens={grid: [4, 4], width: 96, views: [full, head]}"]
+    with pytest.raises(UserError, match=r"stage semantic takes .*, or, .* lower run.shard_clips"):
+        build(cache, "demo", load_recipe("demo", overrides=wide), running=running)
+    assert not load_jobs(cache)
+    assert not list(cache.glob("stages/*/*"))
+    fewer = load_recipe("demo", overrides=[*wide, "run.shard_clips=1"])
+    assert build(cache, "demo", fewer, running=running).clips.done == WORLD_CLIPS

@@ -66,11 +66,11 @@ def fill(stage: Stage, lengths: Sequence[int], seed: int = 0) -> dict[str, dict[
     return written
 
 
-def dataset_cache(root: Path, clips: int = 12) -> Path:
+def dataset_cache(root: Path, clips: int = 12, warning: str | None = None) -> Path:
     """A cache with a dataset "demo" of clips c00, c01, ... and its stages segment, semantic and motion.
 
     Clip i has i % 5 + 1 rows and label i; every third is val. Three more have no features: "lost" has no file,
-    "pending" was not reached, "refused" is in the quarantine of segment.
+    "pending" was not reached, "refused" is in the quarantine of segment. `warning` was given while c00 was decoded.
     """
     init_cache(root)
     names = [*(f"c{i:02d}" for i in range(clips)), "lost", "pending", "refused"]
@@ -101,7 +101,13 @@ def dataset_cache(root: Path, clips: int = 12) -> Path:
                 builder.commit()
                 builder = ShardBuilder(stage, stage.next_shard)
             rows_of = {spec.name: random_rows(spec, n, 100 * number + i) for spec in specs}
-            told = {"frames": 60, "fps": [30, 1], "start_frames": [4 * k + i for k in range(n)]}
+            told: dict[str, object] = {
+                "frames": 60,
+                "fps": [30, 1],
+                "start_frames": [4 * k + i for k in range(n)],
+            }
+            if warning and i == 0:
+                told["warnings"] = [warning]
             builder.add(keys[names[i]], names[i], rows_of, told)
         builder.commit()
     error = ClipError("E_DECODE", "no frame could be decoded", "pyav 18", 2)

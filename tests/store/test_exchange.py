@@ -259,6 +259,8 @@ def test_what_cannot_be_imported_at_all(cache: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "c00.npy", np.ones(()))
     with pytest.raises(UserError, match=r"no clip can be used; the first: E_SHAPE: shape \[\] is not"):
         import_features(cache, "demo", npy_source(tmp_path), DECLARED)
+    with pytest.raises(UserError, match="declare stride 0; give the frames between two windows"):
+        import_features(cache, "demo", npy_source(tmp_path), {"stride": 0})
     with pytest.raises(UserError, match="not a folder"):
         npy_source(tmp_path / "none")
     with pytest.raises(UserError, match="not a readable HDF5"):

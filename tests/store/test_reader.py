@@ -215,13 +215,14 @@ def test_builds(tmp_path: Path) -> None:
 def test_dataset_and_clip_keys(tmp_path: Path) -> None:
     make_stage(tmp_path)
     taxonomy = Taxonomy(name="demo", label_space="demo", label_kind="none")
-    paths = {"one": "a.mp4", "two": "a.mp4", "three": "gone.mp4", "four": "unknown.mp4"}
+    paths = {"one": "a.mp4", "two": "a.mp4", "three": "gone.mp4", "four": "unknown.mp4", "five": "text.mp4"}
     clips = tuple(Clip(name, "demo", path, end_frame=len(name)) for name, path in paths.items())
     manifest = Manifest("demo", tmp_path, taxonomy, clips)
     write_manifest(manifest, manifest_path(tmp_path, "demo"))
     media = {
         "a.mp4": Media("a.mp4", 9, 1, sha256="ab" * 32, n_frames=8),
         "gone.mp4": Media("gone.mp4", 0, 0, code="E_MISSING_FILE", error="no such file"),
+        "text.mp4": Media("text.mp4", 9, 1, sha256="cd" * 32, code="E_NOT_A_VIDEO", error="no video"),
     }
     write_media(tmp_path / "manifests" / "demo.media.parquet", media)
     cache = Cache(tmp_path)

@@ -1,0 +1,14 @@
+"""Which software made something: for records that people read, never part of a key."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> its version. What is not installed (decord, on some machines) is left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
