@@ -34,6 +34,7 @@ from pipeline.commands.project import project
 
 if TYPE_CHECKING:
     from pipeline.run.build import BuildResult
+    from pipeline.run.crew import Running
 
 app = typer.Typer(
     cls=Group,
@@ -86,8 +87,8 @@ def build(
     changes = all_overrides(overrides, segment_stride)
     if dry_run:
         return _plan(dataset, cache, preset, weights, changes, as_json)
-    how = (executor, workers, decoders, memory, scheduler, slurm)
-    _build(dataset, cache, preset, weights, changes, how, as_json, None)
+    running = _running(executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, running, as_json, None)
 
 
 @app.command()
@@ -108,8 +109,8 @@ def segment(
 ) -> None:
     """Only the segment stage: part labels of every clip."""
     changes = all_overrides(overrides, segment_stride)
-    how = (executor, workers, decoders, memory, scheduler, slurm)
-    _build(dataset, cache, preset, weights, changes, how, as_json, ("segment",))
+    running = _running(executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, running, as_json, ("segment",))
 
 
 @app.command()
@@ -130,8 +131,8 @@ def extract(
 ) -> None:
     """Regions, semantic and motion features, after `segment`."""
     changes = all_overrides(overrides, segment_stride)
-    how = (executor, workers, decoders, memory, scheduler, slurm)
-    _build(dataset, cache, preset, weights, changes, how, as_json, ("regions", "semantic", "motion"))
+    running = _running(executor, workers, decoders, memory, scheduler, slurm)
+    _build(dataset, cache, preset, weights, changes, running, as_json, ("regions", "semantic", "motion"))
 
 
 app.command()(project)
@@ -236,13 +237,22 @@ def _plan(
     show(as_json, record, "\n".join(lines))
 
 
+def _running(
+    executor: str, workers: int | None, decoders: int, memory: str, scheduler: str | None, slurm: Path | None
+) -> "Running":
+    from pipeline.run.crew import Running
+    from pipeline.sizes import parse_size
+
+    return Running(executor, workers, decoders, parse_size(memory), scheduler, slurm)
+
+
 def _build(
     dataset: str,
     cache: Path,
     preset: str,
     weights: Path | None,
     overrides: list[str],
-    how: tuple[str, int | None, int, str, str | None, Path | None],
+    running: "Running",
     as_json: bool,
     stages: tuple[str, ...] | None,
 ) -> None:
@@ -251,12 +261,8 @@ def _build(
     from pipeline.presets import load_recipe
     from pipeline.run.build import build as run_build
     from pipeline.run.build import plan_record
-    from pipeline.run.crew import Running
-    from pipeline.sizes import parse_size
     from pipeline.store.workplace import workplace
 
-    executor, workers, decoders, memory, scheduler, slurm = how
-    running = Running(executor, workers, decoders, parse_size(memory), scheduler, slurm)
     recipe = load_recipe(preset, weights, overrides)
     with workplace(cache, listener(as_json)) as folder:
         result = run_build(folder, dataset, recipe, stages, listener(as_json), running)

@@ -15,14 +15,9 @@ from heads.layers import Dense, TransformerLayer, at_least_one, masked_mean, sin
 from heads.m3e import M3E, ExpertHeads
 from heads.options import GATE, Config
 from heads.routing import Routing
-from heads.spec import MOTION, SEMANTIC, FeatureReq, HeadInfo, HeadSpec
+from heads.spec import HeadInfo, HeadSpec, stream_needs
 from heads.stack import NamedStack
 from pipeline.spec import VIEWS
-
-
-def needs(config: Config) -> tuple[FeatureReq, ...]:
-    """Semantic features unless semantic.enabled is false, motion features unless motion.enabled is."""
-    return (SEMANTIC if config.semantic.enabled else ()) + (MOTION if config.motion.enabled else ())
 
 
 def score_groups(config: Config, info: HeadInfo) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -220,6 +215,6 @@ HEAD = HeadSpec(
     version=1,
     status="author-code",
     citation="Body-part-aware Mixture of Experts for micro-action recognition (B-MoE)",
-    needs=needs,
+    needs=stream_needs,
     build=BMoE,
 )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from heads.options import Config
 from pipeline.errors import UserError
+from pipeline.overrides import parse_override
 
 PRESETS = Path(__file__).resolve().parents[1] / "manifests" / "heads"
 
@@ -41,15 +42,10 @@ def parse_config(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str
     """A config from plain values; `origin` names them in messages. Raises UserError as `load_config` does."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     for item in overrides:
-        key, sign, text = item.partition("=")
-        if not sign:
-            raise UserError(f"--set {item}: write KEY=VALUE, e.g. m3e.depth=2")
+        parts, value = parse_override(item, "m3e.depth=2")
+        key = ".".join(parts)
         if key not in _keys():
             raise UserError(f"--set {item}: unknown key {key!r}{_near(key)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {item}: {text!r} is not a YAML value; quote it") from None
         section, dot, leaf = key.partition(".")
         if dot:
             raw.setdefault(section, {})[leaf] = value

@@ -31,9 +31,9 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(views, 1, dim))
         self.register_buffer("std", torch.ones(views, 1, dim))
 
-    def forward(self, x: Tensor, valid: Tensor, views: slice = slice(None)) -> Tensor:
-        """x [B, V, T, D], valid [B, V, T] bool -> [B, V, T, D]; `views` picks their statistics."""
-        return ((x - self.mean[views]) / self.std[views]) * valid[..., None].to(x.dtype)
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x [B, V, T, D], valid [B, V, T] bool -> [B, V, T, D]."""
+        return ((x - self.mean) / self.std) * valid[..., None].to(x.dtype)
 
     @torch.no_grad()
     def fit(self, view: int, x: Tensor, valid: Tensor) -> None:

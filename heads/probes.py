@@ -6,14 +6,9 @@ from torch import Tensor, nn
 from heads.inputs import Standardise, regularise, view_of
 from heads.layers import Dense, at_least_one, masked_mean
 from heads.options import Config
-from heads.spec import MOTION, MOTION_LOGITS, SEMANTIC, FeatureReq, HeadInfo, HeadSpec
+from heads.spec import MOTION_LOGITS, HeadInfo, HeadSpec, stream_needs
 from pipeline.errors import UserError
 from pipeline.spec import VIEWS
-
-
-def needs(config: Config) -> tuple[FeatureReq, ...]:
-    """Semantic features unless semantic.enabled is false, motion features unless motion.enabled is."""
-    return (SEMANTIC if config.semantic.enabled else ()) + (MOTION if config.motion.enabled else ())
 
 
 class Probe(nn.Module):
@@ -102,9 +97,9 @@ class Cached(nn.Module):
 CITATION = "Guo et al., Benchmarking Micro-action Recognition, IEEE TCSVT 34(7), 2024"
 
 LINEAR = HeadSpec(
-    "linear_probe", 1, "own", "", needs, lambda config, info: Probe(config, info, attention=False)
+    "linear_probe", 1, "own", "", stream_needs, lambda config, info: Probe(config, info, attention=False)
 )
 ATTENTION = HeadSpec(
-    "attn_pool_probe", 1, "own", "", needs, lambda config, info: Probe(config, info, attention=True)
+    "attn_pool_probe", 1, "own", "", stream_needs, lambda config, info: Probe(config, info, attention=True)
 )
 CACHED = HeadSpec("manet_cached", 1, "exact", CITATION, lambda config: MOTION_LOGITS, Cached)

@@ -16,16 +16,15 @@ GROUPS = 16  # of the GroupNorm; channels must be a multiple
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels: biased variance, eps inside the root. TriDet's parameters, [1, C, 1]."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(1, channels, 1))
         self.bias = nn.Parameter(torch.zeros(1, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         weight, bias = self.weight.flatten(), self.bias.flatten()
-        return F.layer_norm(x, weight.shape, weight, bias, self.eps)
+        return F.layer_norm(x, weight.shape, weight, bias, 1e-5)
 
 
 class Depthwise(nn.Conv1d):

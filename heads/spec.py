@@ -142,6 +142,11 @@ def head_spec(name: str) -> HeadSpec:
     return spec
 
 
+def stream_needs(config: Config) -> tuple[FeatureReq, ...]:
+    """Semantic features unless semantic.enabled is false, motion features unless motion.enabled is."""
+    return (SEMANTIC if config.semantic.enabled else ()) + (MOTION if config.motion.enabled else ())
+
+
 def needs(config: Config) -> tuple[FeatureReq, ...]:
     """What the head of this config reads."""
     return head_spec(config.head).needs(config)

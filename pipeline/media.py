@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.decode.pool import DecodeJob
     from pipeline.decode.probe import Probe
 
-HASH_BLOCK = 1 << 20  # bytes
 MEDIA_VERSION = "2"
 
 
@@ -88,17 +87,15 @@ def scan(
     workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
     *,
-    timeout_s: float = 60.0,
     index: Path | None = None,
     skeletons: Mapping[str, str | None] = {},
 ) -> dict[str, Media]:
     """Hash and probe the videos at `paths`, relative to root: one entry per distinct path, in order.
 
     A file whose size and modification time equal those in `known`, and which had no error, is not read again.
-    Nothing about a file raises: its problem is in `code` and `error`. Probing happens in processes that are
-    killed after timeout_s without an answer. on_progress gets (files done, files in all); index is where
-    probing leaves the frame indices of long recordings; skeletons are skeleton files with their formats, which
-    come after the videos.
+    Nothing about a file raises: its problem is in `code` and `error`. on_progress gets (files done, files in all);
+    index is where probing leaves the frame indices of long recordings; skeletons are skeleton files with their
+    formats, which come after the videos.
     """
     table: dict[str, Media | None] = dict.fromkeys([*paths, *skeletons])
     unchanged = _unchanged(root, [old for path in table if (old := known.get(path)) and not old.code])
@@ -106,7 +103,7 @@ def scan(
     new = [path for path, media in table.items() if media is None]
     done = len(unchanged)
     if new:
-        for media in _read(root, new, workers, timeout_s, index, skeletons):
+        for media in _read(root, new, workers, index, skeletons):
             table[media.path] = media
             done += 1
             if on_progress:
@@ -118,7 +115,6 @@ def _read(
     root: Path,
     paths: Iterable[str],
     workers: int,
-    timeout_s: float,
     index: Path | None,
     skeletons: Mapping[str, str | None],
 ) -> Iterator[Media]:
@@ -141,7 +137,7 @@ def _read(
         (poses if path in skeletons else todo).append((path, file, status))
     hashers = ThreadPoolExecutor(workers, thread_name_prefix="hash")
     try:
-        with DecodePool(workers, timeout_s, index=index) as pool:
+        with DecodePool(workers, index=index) as pool:
             digests = hashers.map(_digest, (file for _, file, _ in todo))
             probes = pool.probe(DecodeJob(path, file) for path, file, _ in todo)
             for (path, _, status), digest, (_, facts) in zip(todo, digests, probes, strict=True):
@@ -176,12 +172,9 @@ def _unchanged(root: Path, files: Iterable[Media]) -> dict[str, Media]:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 (64 lower-case hex digits) of the file's bytes, read in 1 MiB blocks. Raises OSError."""
-    digest = hashlib.sha256()
+    """SHA-256 (64 lower-case hex digits) of the file's bytes. Raises OSError."""
     with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_media(path: Path, table: Mapping[str, Media]) -> None:

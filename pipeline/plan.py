@@ -311,9 +311,9 @@ def _group(
     return groups
 
 
-def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple: int) -> int:
-    """Rows of a new stage's shards: what the fullest group needs, rounded up to whole chunks."""
-    needed = max(
+def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group]) -> int:
+    """Rows of a new stage's shards before they are rounded up to whole chunks: what the fullest group needs."""
+    return max(
         sum(
             stage_rows(spec, stage, task.frames, task.points)
             for task in group.clips
@@ -322,7 +322,6 @@ def shard_rows(spec: PipelineSpec, stage: str, groups: Sequence[Group], multiple
         for group in groups
         if stage in group.missing
     )
-    return -(-needed // multiple) * multiple
 
 
 def _judge(

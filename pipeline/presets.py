@@ -16,10 +16,10 @@ from pipeline.encoders.digests import file_sha256
 from pipeline.encoders.weights import Weights, parse_entries, resolve_weights, weights_digest, weights_entry
 from pipeline.errors import UserError
 from pipeline.options import Preset, RunOptions, SkeletonPreset, TokenOptions
+from pipeline.overrides import parse_override
 from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec, SkeletonSpec
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "presets"
-DEFAULT = "base"
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,13 @@ def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset | SkeletonPr
 
 
 def _lay_over(values: dict[str, Any], override: str) -> None:
-    """Set one dotted field of a preset's values in place; the value is YAML."""
-    dotted, sign, text = override.partition("=")
-    if not sign:
-        raise UserError(f"--set {override}: write STAGE.OPTION=VALUE, e.g. regions.padding=0.15")
-    *sections, leaf = dotted.split(".")
+    """Set one dotted field of a preset's values in place."""
+    (*sections, leaf), value = parse_override(override, "regions.padding=0.15")
     for section in sections:
         inner = values.get(section)
         values[section] = dict(inner) if isinstance(inner, dict) else {}
         values = values[section]
-    values[leaf] = yaml.safe_load(text)
+    values[leaf] = value
 
 
 def wanted_weights(preset: Preset | SkeletonPreset) -> dict[str, Weights]:

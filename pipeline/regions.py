@@ -44,11 +44,11 @@ class Boxes:
 
 
 @cache
-def load_parts(name: str = "sapiens28", path: Path = PARTS_FILE) -> Parts:
+def load_parts(name: str = "sapiens28") -> Parts:
     """The part list `name` of parts.yaml. Raises UserError when it is not there."""
-    table = load_own_yaml(path)
+    table = load_own_yaml(PARTS_FILE)
     if name not in table:
-        raise UserError(f"{path}: no part list '{name}'; it has {', '.join(sorted(table))}")
+        raise UserError(f"{PARTS_FILE}: no part list '{name}'; it has {', '.join(sorted(table))}")
     entry = table[name]
     regions = {region: tuple(entry["regions"][region]) for region in REGIONS}
     return Parts(tuple(entry["classes"]), regions, tuple(entry["clothing"]))

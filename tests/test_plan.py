@@ -39,7 +39,7 @@ def commit(cache: Path, spec: PipelineSpec, plan, stages: tuple[str, ...] = STAG
     for name in stages:
         chosen = spec.stages()[name]
         stage = create_stage(
-            cache, chosen.facts(), chosen.key, [ARRAY], shard_rows(spec, name, plan.groups, 1), {}
+            cache, chosen.facts(), chosen.key, [ARRAY], shard_rows(spec, name, plan.groups), {}
         )
         for group in plan.groups:
             builder = ShardBuilder(stage, stage.next_shard)
@@ -246,7 +246,7 @@ def test_no_group_outgrows_a_shard(
     for i, (path, n) in enumerate(zip(list(media), lengths, strict=True)):
         media[path] = Media(path, 10, 0, f"{i:064x}", n)
     plan = plan_of(cache, manifest, media, spec, shard)
-    rows = {name: shard_rows(spec, name, plan.groups, 1) for name in STAGES}
+    rows = {name: shard_rows(spec, name, plan.groups) for name in STAGES}
     commit(cache, spec, plan)
     lengths = first + later
     manifest, _ = dataset(len(lengths))

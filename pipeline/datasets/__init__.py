@@ -19,13 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.clip import check_dataset_name, shown
 from pipeline.datasets._finish import finished, gather
 from pipeline.datasets._source import LABEL_FILES, Source, read_labels
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.overrides import parse_override
 from pipeline.taxonomy import MANIFESTS, Taxonomy, load_taxonomy
 
 _MODULES = {
@@ -127,16 +126,14 @@ def _overridden(defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     """The options with the user's over them. Raises UserError for an option the dataset does not have."""
     options = dict(defaults)
     for override in overrides:
-        dotted, sign, text = override.partition("=")
-        first, *inner = dotted.split(".")
-        if not sign or first not in options:
+        (first, *inner), value = parse_override(override, "split=val")
+        if first not in options:
             known = ", ".join(options) or "none"
-            raise UserError(f"--set {shown(override)}: write OPTION=VALUE; the options are {known}")
+            raise UserError(f"--set {shown(override)}: no option {shown(first)!r}; the options are {known}")
         try:
-            options[first] = _with(options[first], inner, yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(f"--set {shown(override)}: {reason}; correct the value") from None
+            options[first] = _with(options[first], inner, value)
+        except ValueError as error:
+            raise UserError(f"--set {shown(override)}: {error}; correct the value") from None
     return options
 
 

@@ -167,7 +167,7 @@ class Board:
                 self._keys[name],
                 max((shard for stage, shard in world if stage == name), default=-1) + 1,
                 tuple(key for key in keys if key in group.missing[name]),
-                shard_rows(self.recipe.spec, name, self.plan.groups, 1),
+                shard_rows(self.recipe.spec, name, self.plan.groups),
             )
             for name in self.stages
             if name in group.missing

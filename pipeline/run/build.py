@@ -34,7 +34,7 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
-def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int = 2) -> dict[str, Media]:
+def read_files(cache: Path, manifest: Manifest, listen: Listener) -> dict[str, Media]:
     """Hash and probe every file of a dataset; files whose size and time did not change are not read again."""
     path = media_path(cache, manifest.dataset)
     known = read_media(path) if path.exists() else {}
@@ -54,7 +54,6 @@ def read_files(cache: Path, manifest: Manifest, listen: Listener, workers: int =
         manifest.root,
         sorted(videos),
         known,
-        workers=workers,
         on_progress=progress,
         index=index_folder(cache),
         skeletons=dict(sorted(skeletons.items())),

@@ -100,13 +100,13 @@ def test_every_adapter_of_a_dataset_has_a_tree_here() -> None:
     ("override", "message"),
     [
         ("colour=red", "the options are protocol, train"),
-        ("protocol", "write OPTION=VALUE"),
+        ("protocol", "write KEY=VALUE"),
         ("protocol=xset", "want one of xsub, xview"),
         ("protocol=3", "want a text here, got a number"),
         ("train.xsub=[a]", "want a list of number here, got a list of text"),
         ("train=[1]", "want a mapping here"),
         ("protocol={a: b}", "got a mapping"),
-        ("protocol=[", "parsing"),
+        ("protocol=[", "is not a YAML value"),
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, override: str, message: str) -> None:
