@@ -134,6 +134,10 @@ def build(
 def _results(board: Board, recipe: Recipe, running: Running, listen: Listener) -> Iterator[ShardResult]:
     """Run the jobs of a board, and tell of it: to the listener and to the file of events."""
     pending = {stage.stage: stage.pending for stage in board.plan.stages if stage.pending}
+    begun = {
+        shard.stage for job in board.plan.jobs for shard in job.shards
+    }  # a job may have nothing left to compute
+    stages = tuple(stage.stage for stage in board.plan.stages if stage.stage in pending.keys() | begun)
     path = events_path(board.cache, board.manifest.dataset)
     with EventFile(path) as file, Follower(path) as others:
         tell = both(listen, file)
@@ -145,7 +149,7 @@ def _results(board: Board, recipe: Recipe, running: Running, listen: Listener) -
                     (pace if event.kind == "work" else listen)(event)
 
         spec = WorkerSpec(
-            board.cache.absolute(), board.manifest.dataset, recipe, tuple(pending), running.decoders, running.memory,
+            board.cache.absolute(), board.manifest.dataset, recipe, stages, running.decoders, running.memory,
             path.absolute(),
         )  # fmt: skip
         with make_crew(spec, running, pace) as crew:

@@ -57,7 +57,7 @@ def init_cache(root: Path) -> None:
     Raises UserError when root holds something else, or a cache of a newer format.
     """
     path = root / "cache.json"
-    if path.exists():
+    if path.exists() or (root / "manifests").is_dir():
         return check_cache(root)
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose an empty folder for the cache")
@@ -92,6 +92,8 @@ def check_cache(root: Path) -> None:
         )
     path = root / "cache.json"
     if not path.is_file():
+        if (root / "manifests").is_dir():
+            raise UserError(f"{path} is missing; restore it with `bmoe-cache verify --cache {root} --repair`")
         raise UserError(f"{root} is not a cache (no cache.json); `bmoe-cache dataset import` makes one")
     with damage(path):
         _check_format(path, load_record(path))

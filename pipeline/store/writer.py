@@ -114,15 +114,14 @@ def create_stage(
     Raises UserError when the folder is damaged or holds other arrays, ValueError when the arguments do not
     fit together.
     """
-    layout.check_cache(cache)
     folder = StageDir(cache, facts["stage"], key)
     by_name = {array.name: array for array in arrays}
     if not arrays or len(by_name) < len(arrays):
         raise ValueError("a stage has at least one array, and every array its own name")
     plain_facts = json.loads(canonical_json(facts))
     info = StageInfo(plain_facts, key, by_name, shard_rows, {"created": utc_now(), **provenance})
-    if folder.stage_json.exists():
-        stage = Stage(folder, layout.load_stage(folder))
+    stage = open_stage(cache, facts["stage"], key)
+    if stage is not None:
         if stage.arrays != by_name:
             names = ", ".join(stage.arrays)
             raise UserError(
@@ -130,10 +129,6 @@ def create_stage(
                 f"delete {folder.path} and run `bmoe-cache build`"
             )
         return stage
-    if layout.committed_shards(folder):
-        raise UserError(
-            f"{folder.stage_json} is missing though there are receipts; restore it or delete the folder"
-        )
     _write_zarr(Stage(folder, info))
     # Last: a stage without stage.json does not exist.
     if atomic.create(folder.stage_json, to_bytes(info.to_json())):
@@ -191,10 +186,17 @@ def encode_rows(stage: Stage, arrays: Mapping[str, Rows]) -> StoredRows:
 
 
 def open_stage(cache: Path, stage: str, key: str) -> Stage | None:
-    """The stage if it was made, else None. Raises UserError when its stage.json is damaged."""
+    """The stage if it was made, else None. Raises UserError when its stage.json is damaged, or alone is missing."""
     layout.check_cache(cache)
     folder = StageDir(cache, stage, key)
-    return Stage(folder, layout.load_stage(folder)) if folder.stage_json.exists() else None
+    if folder.stage_json.exists():
+        return Stage(folder, layout.load_stage(folder))
+    if layout.committed_shards(folder):
+        raise UserError(
+            f"{folder.stage_json} is missing though there are receipts; restore it with `bmoe-cache verify --cache "
+            f"{cache} --repair`"
+        )
+    return None
 
 
 def write_build(cache: Path, dataset: str, record: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pipeline.report import describe
 from pipeline.run import build as build_module
 from pipeline.run.build import build
 from pipeline.spec import STAGES
+from pipeline.store.jobs import Job, JobShard, create_job, load_jobs
 from pipeline.store.reader import Cache
 from tests.run.worlds import everything, import_clips, receipts
 
@@ -126,6 +127,17 @@ def test_motion_alone_equals_build(
         assert alone.clips[clip].facts == there.facts
         for array in whole.arrays:
             assert np.array_equal(alone.read(clip, array), whole.read(clip, array)), (clip, array)
+
+
+def test_a_job_of_which_nothing_is_left_ends(built_cache: Path, tmp_path: Path, recipe: Recipe) -> None:
+    """Its clips came back another way: a build that knew less had claimed them."""
+    cache = shutil.copytree(built_cache, tmp_path / "cache")
+    key = recipe.spec.motion.key
+    clips = tuple(Cache(cache).stage("motion", key).clips)
+    shard = JobShard("motion", key, 9, clips, 64)
+    assert create_job(cache, Job(0, "0" * 16, "demo", clips, (len(clips),), (shard,)))
+    assert build(cache, "demo", recipe).clips.pending == 0
+    assert not load_jobs(cache)
 
 
 def test_changed_padding_recomputes_regions_and_semantic(built_cache: Path, tmp_path: Path) -> None:

@@ -40,6 +40,10 @@ def test_init_refuses_what_is_no_cache(tmp_path: Path) -> None:
         layout.init_cache(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         layout.init_cache(tmp_path / "thesis.tex")
+    (tmp_path / "hurt" / "manifests").mkdir(parents=True)
+    for look in (layout.check_cache, layout.init_cache):
+        with pytest.raises(UserError, match=r"cache.json is missing; .* verify --cache .* --repair"):
+            look(tmp_path / "hurt")
     with pytest.raises(UserError, match="is not a cache"):
         layout.check_cache(tmp_path)
 

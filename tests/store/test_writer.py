@@ -124,8 +124,12 @@ def test_create_refuses(tmp_path: Path) -> None:
         create_stage(tmp_path / "other", declared, stage.key, ARRAYS, 16, {})
     fill(stage, [2])
     stage.folder.stage_json.unlink()
-    with pytest.raises(UserError, match="is missing though there are receipts"):
+    with pytest.raises(
+        UserError, match=r"is missing though there are receipts; .* verify --cache .* --repair"
+    ):
         make_stage(tmp_path)
+    with pytest.raises(UserError, match="is missing though there are receipts"):
+        open_stage(tmp_path, "semantic", stage.key)
 
 
 def test_facts_with_tuples_keep_their_key(tmp_path: Path) -> None:
