@@ -79,7 +79,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another --out")
     reader = cache.stage(stage, built[stage])
-    keys = cache.clip_keys(dataset)
+    keys = cache.clip_keys(dataset, "skeleton" if stage == "skeleton" else "video")
     items, missing = [], []
     for clip in manifest.clips:
         rows = reader.clips.get(keys.get(clip.clip_id, ""))
@@ -132,6 +132,7 @@ def _entry(item: Item) -> dict[str, Any]:
         "frames": frames,
         "duration": duration,
         "start_frames": facts.get("start_frames"),
+        "shape": facts.get("shape"),  # of skeletons: [frames, persons, joints], which lie one a row
         "annotations": [
             {"label": name, "label_id": i, "segment": [0.0, duration]} for i, name in item.labels.items()
         ],
