@@ -74,7 +74,7 @@ $(CACHE)/builds/demo.json: | $(READY)
 # The demo world renders itself; every other dataset is imported by its user.
 .PHONY: demo-dataset
 demo-dataset: $(READY)
-	$(BMOE) demo --out build/demo --only world
+	$(BMOE) demo --out build/demo --world-only
 	$(BMOE) dataset import demo --root build/demo/world --cache $(CACHE)
 
 demo-weights: $(READY)

@@ -187,11 +187,11 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path(
         "build/demo"
     ),
-    only: Annotated[str, typer.Option("--only", help="all, or world: just render the clips.")] = "all",
+    world_only: Annotated[bool, typer.Option("--world-only", help="Just render the clips.")] = False,
     as_json: Json = False,
 ) -> None:
     """The whole way on the embedded demo world: render, cache, train, evaluate, and a table."""
-    if only == "world":
+    if world_only:
         from pipeline.demo.journey import render
 
         count = render(out / "world", listener(as_json))

@@ -11,7 +11,7 @@ from heads.config import load_config, variant_config
 from heads.evaluate import restore
 from heads.loop import predict, probabilities
 from heads.options import Config
-from heads.paper import side_by_side, table_text
+from heads.paper import SHOWN, shown, side_by_side, table_text
 from heads.runs import Predictions
 from heads.sweep import Job, Sweep, encoded, train_all
 from pipeline.errors import UserError
@@ -25,8 +25,8 @@ def ablate_streams(sweep: Sweep, config: Config) -> dict[str, Any]:
     set's classes; motion_only is this head without its semantic stream.
 
     Returns:
-        the table of `heads.paper.side_by_side`, both_beats_each (mean top-1), and encoder_forwards: clips that
-        had to be encoded for it.
+        the table of `heads.paper.side_by_side`, both_beats_each (mean of `score`, the first that tables show), and
+        encoder_forwards: clips that had to be encoded for it.
     """
     before = encoded(sweep.cache, sweep.dataset)
     jobs = [
@@ -38,10 +38,12 @@ def ablate_streams(sweep: Sweep, config: Config) -> dict[str, Any]:
     rows = {
         ("both" if name == "full" else name): [r.scores for r in found] for name, found in results.items()
     }
-    top1 = {name: fmean(run["top1"] for run in found) for name, found in rows.items()}
+    score = shown(rows["both"][0])[0]
+    means = {name: fmean(run[score] for run in found) for name, found in rows.items()}
     return {
         **side_by_side("tab3", sweep.dataset, rows),
-        "both_beats_each": top1["both"] > max(top1["semantic_only"], top1["motion_only"]),
+        "score": score,
+        "both_beats_each": means["both"] > max(means["semantic_only"], means["motion_only"]),
         "encoder_forwards": encoded(sweep.cache, sweep.dataset) - before,
     }
 
@@ -137,10 +139,11 @@ def _costs(
 def streams_text(record: Mapping[str, Any]) -> str:
     """The table for a terminal."""
     verdict = "beat" if record["both_beats_each"] else "do not beat"
+    mean = f"mean {SHOWN[record['score']]}"
     return "\n".join(
         [
             table_text(record),
-            f"both streams {verdict} each alone (mean top-1); encoder forwards: {record['encoder_forwards']}",
+            f"both streams {verdict} each alone ({mean}); encoder forwards: {record['encoder_forwards']}",
         ]
     )
 

@@ -146,7 +146,7 @@ def sweep(
 ) -> None:
     """Train a grid of overrides for several seeds: mean and standard deviation of every score."""
     from heads.config import load_config
-    from heads.paper import SHOWN, paper_row, published_text, spread_text, summary
+    from heads.paper import headings, paper_row, published_text, shown, spread_text, summary
     from heads.sweep import Job, encoded, grid, train_all
 
     jobs = [Job(name, load_config(head, chosen)) for name, chosen in grid(overrides or (), vary or ())]
@@ -155,9 +155,10 @@ def sweep(
     results = train_all(_sweep(dataset, cache, head, seeds, runs, device, compiled, workers, as_json), jobs)
     scores = {name: summary([result.scores for result in found]) for name, found in results.items()}
     forwards = encoded(cache, dataset) - before
-    lines = [f"{'':<40}{'top-1':>16}{'F1':>16}   paper: top-1, F1"]
+    names = shown(next(iter(scores.values())))
+    lines = [f"{'':<40}{headings(names)}   paper: top-1, F1"]
     lines += [
-        f"{name:<40}{spread_text(found, SHOWN)}{published_text(known[name])}"
+        f"{name:<40}{spread_text(found, names)}{published_text(known[name])}"
         for name, found in scores.items()
     ]
     rows = [{"row": name, "paper": known[name], "scores": found} for name, found in scores.items()]

@@ -5,7 +5,8 @@ without clips and predictions counts 0 in macro F1, and for single labels micro 
 it follows from the confusion matrix, so an epoch costs microseconds; the tests hold it equal to scikit-learn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -20,8 +21,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, coarse: Sequence[int] 
 
     Returns:
         For single labels top1, top5 (top C below five classes), f1_macro, f1_micro; with coarse also
-        coarse_top1, coarse_f1_macro, coarse_f1_micro and f1_mean = (coarse macro + coarse micro + macro +
-        micro) / 4. For several labels map, f1_macro and f1_micro at a threshold of 0.5.
+        coarse_top1, coarse_f1_macro, coarse_f1_micro and f1_mean. For several labels map, f1_macro and f1_micro
+        at a threshold of 0.5.
     """
     if labels.ndim == 2:
         return _several(labels > 0, probabilities)
@@ -39,9 +40,13 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, coarse: Sequence[int] 
         result["coarse_top1"] = _accuracy(matrix)
         result["coarse_f1_macro"] = _macro(matrix)
         result["coarse_f1_micro"] = _accuracy(matrix)
-        parts = ("coarse_f1_macro", "coarse_f1_micro", "f1_macro", "f1_micro")
-        result["f1_mean"] = sum(result[p] for p in parts) / 4
+        result["f1_mean"] = f1_mean(result)
     return result
+
+
+def f1_mean(found: Mapping[str, float]) -> float:
+    """The mean of macro and micro F1, over the coarse classes and over the classes."""
+    return fmean(found[part] for part in ("coarse_f1_macro", "coarse_f1_micro", "f1_macro", "f1_micro"))
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

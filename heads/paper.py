@@ -10,7 +10,9 @@ from heads.options import Config
 from pipeline.own_yaml import load_own_yaml
 
 PAPER = Path(__file__).resolve().parents[1] / "manifests" / "paper.yaml"
-SHOWN = ("top1", "f1_macro")
+PUBLISHED = ("top1", "f1_macro")
+# What tables show of measured scores, and its heading; clips with several labels have map in place of top1.
+SHOWN = {"top1": "top-1", "map": "mAP", "f1_macro": "F1"}
 
 Scores = Mapping[str, float]  # of one run: `heads.metrics.scores`
 
@@ -51,6 +53,11 @@ def summary(runs: Sequence[Scores]) -> dict[str, dict[str, Any]]:
     return {name: spread([run[name] for run in runs]) for name in runs[0]}
 
 
+def shown(scores: Mapping[str, Any]) -> list[str]:
+    """The names of the scores that tables show, the most important first."""
+    return [name for name in SHOWN if name in scores]
+
+
 def side_by_side(table: str, dataset: str, measured: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
     """A table of the paper with measured rows: the paper's percent where it has that row, and spreads of scores.
 
@@ -73,23 +80,29 @@ def side_by_side(table: str, dataset: str, measured: Mapping[str, Sequence[Score
 def table_text(record: Mapping[str, Any]) -> str:
     """The table for a terminal, in percent: mean and standard deviation over the seeds."""
     here = f"{record['dataset']} val, {record['runs_per_row']} seeds"
+    names = shown(record["rows"][0]["scores"])
     lines = [
         f"{record['table']:<18}{'paper, ' + record['paper_dataset']:>16}  |{here:>32}",
-        f"{'':<18}{'top-1':>8}{'F1':>8}  |{'top-1':>16}{'F1':>16}",
+        f"{'':<18}{'top-1':>8}{'F1':>8}  |{headings(names)}",
     ]
     for row in record["rows"]:
         published = row["paper"] or {}
-        left = "".join(f"{published[name]:8.2f}" if name in published else f"{'-':>8}" for name in SHOWN)
-        lines.append(f"{row['row']:<18}{left}  |{spread_text(row['scores'], SHOWN)}")
+        left = "".join(f"{published[name]:8.2f}" if name in published else f"{'-':>8}" for name in PUBLISHED)
+        lines.append(f"{row['row']:<18}{left}  |{spread_text(row['scores'], names)}")
     if not record["same_data"]:
         lines.append(f"Two data sets: {record['dataset']} says nothing about {record['paper_dataset']}.")
     return "\n".join(lines)
 
 
+def headings(names: Sequence[str]) -> str:
+    """Over the columns of `spread_text`."""
+    return "".join(f"{SHOWN[name]:>16}" for name in names)
+
+
 def spread_text(scores: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Percent, 16 characters for every score that is there."""
-    shown = [scores.get(name) for name in names]
-    return "".join(f"{100 * s['mean']:9.2f} ± {100 * s['std']:4.2f}" if s else f"{'-':>16}" for s in shown)
+    """Percent, 16 characters for every score."""
+    spreads = [scores[name] for name in names]
+    return "".join(f"{100 * s['mean']:9.2f} ± {100 * s['std']:4.2f}" for s in spreads)
 
 
 def published_text(row: Mapping[str, Any] | None) -> str:

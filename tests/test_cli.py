@@ -60,6 +60,13 @@ def test_plan_says_fresh(built_cache: Path) -> None:
     assert {stage["state"] for stage in json.loads(out)["stages"]} == {"fresh"}
 
 
+def test_the_world_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.demo.journey.render", lambda world, listen: len(world.parts))
+    status, out, _ = run("demo", "--out", tmp_path, "--world-only", "--json")
+    assert (status, json.loads(out)) == (0, {"rendered": len(tmp_path.parts) + 1})
+    assert run("demo", "--out", tmp_path, "--wrold-only")[0] == 2
+
+
 def test_dry_run_says_what_plan_says_and_makes_nothing(
     built_cache: Path, small_world: Path, tmp_path: Path
 ) -> None:

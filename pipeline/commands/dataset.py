@@ -1,6 +1,7 @@
 """bmoe-cache dataset: describe, import, check and count clip tables."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -92,11 +93,13 @@ def dataset_validate(
     """Check an imported dataset; exit status 2 when it has errors."""
     from pipeline.manifest import manifest_path, read_manifest
     from pipeline.run.deep import deep_problems
+    from pipeline.store.workplace import view, workplace
     from pipeline.validate import validate
 
-    manifest = read_manifest(manifest_path(cache, name))
-    extra = deep_problems(cache, manifest, decoders, listener(as_json)) if deep else ()
-    report = validate(manifest, extra)
+    with workplace(cache) if deep else nullcontext(view(cache)) as folder:  # what --deep finds is kept
+        manifest = read_manifest(manifest_path(folder, name))
+        extra = deep_problems(folder, manifest, decoders, listener(as_json)) if deep else ()
+        report = validate(manifest, extra)
     failed = report.errors > 0 or (strict and report.warnings > 0)
     record = {"dataset": name, "clips": len(manifest.clips), "errors": report.errors, "warnings": report.warnings,
               "counts": report.counts, "levels": {one.code: one.level for one in report.problems},
@@ -125,12 +128,14 @@ def dataset_split(
     from pipeline.manifest import manifest_path, read_manifest, write_manifest
     from pipeline.media import media_path, read_media, write_media
     from pipeline.splits import resplit
+    from pipeline.store.workplace import workplace
     from pipeline.summary import rows_by_split, rows_text
 
-    manifest = resplit(read_manifest(manifest_path(cache, name)), to, folds, fold, seed, by)
-    write_manifest(manifest, manifest_path(cache, to))
-    if media := read_media(media_path(cache, name)):
-        write_media(media_path(cache, to), media)  # the same files: nobody hashes them again
+    with workplace(cache) as folder:
+        manifest = resplit(read_manifest(manifest_path(folder, name)), to, folds, fold, seed, by)
+        write_manifest(manifest, manifest_path(folder, to))
+        if media := read_media(media_path(folder, name)):
+            write_media(media_path(folder, to), media)  # the same files: nobody hashes them again
     splits = rows_by_split(manifest.clips)
     record = {"dataset": to, "of": name, "folds": folds, "fold": fold, "by": by, "seed": seed, "rows": splits}
     show(as_json, record, "\n".join([*rows_text(splits), f"{to}: {len(manifest.clips)} clips of {name}"]))
@@ -141,9 +146,10 @@ def dataset_stats(name: Name, cache: Cache, as_json: Json = False) -> None:
     """Rows, subjects and groups by split, clips of every class and expert, lengths."""
     from pipeline.manifest import manifest_path, read_manifest
     from pipeline.media import read_media
+    from pipeline.store.workplace import view
     from pipeline.summary import statistics, statistics_text
 
-    path = manifest_path(cache, name)
+    path = manifest_path(view(cache), name)
     record = statistics(read_manifest(path), read_media(path.with_suffix(".media.parquet")))
     show(as_json, record, statistics_text(record))
 
@@ -158,8 +164,9 @@ def dataset_export(
     """Write the clip table as JSON Lines, to read, compare or edit; `import --as FILE.jsonl` takes it back."""
     from pipeline.jsonl import write_jsonl
     from pipeline.manifest import manifest_path, read_manifest
+    from pipeline.store.workplace import view
 
-    manifest = read_manifest(manifest_path(cache, name))
+    manifest = read_manifest(manifest_path(view(cache), name))
     write_jsonl(manifest, out)
     record = {"dataset": name, "clips": len(manifest.clips), "digest": manifest.digest, "file": str(out)}
     show(as_json, record, f"{name}: {len(manifest.clips)} clips -> {out}")

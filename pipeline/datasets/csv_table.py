@@ -5,8 +5,8 @@ test, unsplit), label (name) or label_id, labels (several: names split by ';', o
 none of the classes), start_frame, end_frame, start_s, end_s, fps (30, 29.97 or 30000/1001), n_frames, stream_index,
 modality, protocol, subject_id, group_id, camera_id, person_id, bbox (`[x1, y1, x2, y2]` in pixels of the video for
 the whole clip, or key boxes `[[frame, x1, y1, x2, y2], ...]`), bbox_role, skeleton_format. Every other column goes into
-`extra` as text. An empty cell is unknown, and so is label_id -1. Seconds need fps; where frames are given too they must
-agree within one frame. The file is option `file`, else the only *.csv at the root.
+`extra` as text. An empty cell is unknown, and so is label_id -1. Seconds need fps and become the frames they touch;
+where frames are given too they must agree within one frame. The file is option `file`, else the only *.csv at the root.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.clip import CLIP_ID, canonical_extra, shown
 from pipeline.datasets._boxes import parse_track
-from pipeline.datasets._source import SPLITS, Row, Source, relative_path, whole
+from pipeline.datasets._source import SPLITS, Row, Source, frames_between, relative_path, seconds, whole
 from pipeline.errors import UserError
 
 OPTIONS = {"file": None}
@@ -31,7 +31,6 @@ INTEGERS = ("start_frame", "end_frame", "n_frames", "stream_index")
 OTHERS = frozenset(("label", "label_id", "labels", "start_s", "end_s", "fps", "bbox"))
 
 _FPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?|[0-9]{1,9}/[0-9]{1,9}")
-_SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,12})?")
 
 
 def rows(source: Source) -> Iterable[Row]:
@@ -123,19 +122,20 @@ def _times(cells: dict[str, str], row: Row) -> Row:
     for seconds_name, frame_name in (("start_s", "start_frame"), ("end_s", "end_frame")):
         if seconds_name not in cells:
             continue
-        if not _SECONDS.fullmatch(cells[seconds_name]):
-            raise ValueError(f"{seconds_name} {shown(cells[seconds_name])!r}, want seconds such as 12.5")
-        times[seconds_name] = seconds = float(cells[seconds_name])
+        times[seconds_name] = at = seconds(cells[seconds_name], seconds_name)
         frame = row.get(frame_name)
         if fps is None and frame is None:
             raise ValueError(f"{seconds_name} without fps: add a column fps or give {frame_name}")
-        if fps is not None and frame is not None and abs(seconds * fps - frame) > 1:
+        if fps is not None and frame is not None and abs(at * fps - frame) > 1:
             raise ValueError(
-                f"E_TIME_CONFLICT {seconds_name} {seconds:g} s at {float(fps):g} fps is frame "
-                f"{seconds * fps:.1f} (got {frame_name} {frame}, want within 1)"
+                f"E_TIME_CONFLICT {seconds_name} {at:g} s at {float(fps):g} fps is frame "
+                f"{at * fps:.1f} (got {frame_name} {frame}, want within 1)"
             )
-        if fps is not None and frame is None:
-            times[frame_name] = round(seconds * fps)
+    if fps is not None:
+        touched = frames_between(times.get("start_s"), times.get("end_s"), fps)
+        for frame_name, frame in zip(("start_frame", "end_frame"), touched, strict=True):
+            if frame is not None and frame_name not in row:
+                times[frame_name] = frame
     end = times.get("end_frame", row.get("end_frame"))
     start = times.get("start_frame", row.get("start_frame", 0))
     if end is not None and end <= start:

@@ -19,13 +19,19 @@ from pipeline.store.reader import Cache
 def write_previews(cache_root: Path, dataset: str, clip_ids: Sequence[str], out: Path) -> dict[str, Path]:
     """Write the PNG of every clip; returns clip id -> file.
 
-    Raises UserError for an unknown clip id, and for a clip that has no regions yet or is quarantined.
+    Raises UserError for an unknown clip id, for a clip that has no regions yet or is quarantined, and for a build
+    of skeletons.
     """
     cache = Cache(cache_root)
     manifest = cache.dataset(dataset)
     by_id = {clip.clip_id: clip for clip in manifest.clips}
     keys = cache.clip_keys(dataset)
     stages = cache.builds(dataset)["stages"]
+    if not {"segment", "regions"} <= stages.keys():
+        raise UserError(
+            f"'{dataset}' was built without the stages segment and regions, which a preview shows; "
+            "run `bmoe-cache build` with a preset of encoders"
+        )
     segment, regions = cache.stage("segment", stages["segment"]), cache.stage("regions", stages["regions"])
     facts = {name: value for name, value in regions.facts.items() if name not in ("stage", "version")}
     spec = RegionsSpec(**facts)

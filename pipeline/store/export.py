@@ -9,6 +9,7 @@ A clip without features is listed as missing: their loaders would drop it withou
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from pipeline.store.records import ClipRows
 
 LONGEST_NAME = 180  # bytes, so that an extension still fits into the 255 of a file system
 TAR_CLIPS = 1000
-ROW_GROUP_CLIPS = 256
+ROW_GROUP_BYTES = 64 << 20  # bounds the memory, and the values of a column, whose offsets are int32
 HDF5_FORMAT = "bmoe-cache features 1"
 
 
@@ -79,7 +80,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another --out")
     reader = cache.stage(stage, built[stage])
-    keys = cache.clip_keys(dataset)
+    keys = cache.clip_keys(dataset, "skeleton" if stage == "skeleton" else "video")
     items, missing = [], []
     for clip in manifest.clips:
         rows = reader.clips.get(keys.get(clip.clip_id, ""))
@@ -132,6 +133,7 @@ def _entry(item: Item) -> dict[str, Any]:
         "frames": frames,
         "duration": duration,
         "start_frames": facts.get("start_frames"),
+        "shape": facts.get("shape"),  # of skeletons: [frames, persons, joints], which lie one a row
         "annotations": [
             {"label": name, "label_id": i, "segment": [0.0, duration]} for i, name in item.labels.items()
         ],
@@ -217,22 +219,27 @@ def write_hf(out: Path, items: Iterator[Item], stage: StageReader) -> None:
     import pyarrow.parquet as pq
     import yaml
 
+    row_bytes = sum(spec.row_bytes for spec in stage.arrays.values())
     waiting: dict[str, list[Item]] = {}
+    filled: Counter[str] = Counter()  # bytes that wait, by split
     writers: dict[str, pq.ParquetWriter] = {}
     (out / "data").mkdir()
     with ExitStack() as stack:
 
         def flush(split: str) -> None:
             table = _table(waiting.pop(split), stage)
+            del filled[split]
             if split not in writers:
                 path = out / "data" / f"{file_name(split)}.parquet"
                 writers[split] = stack.enter_context(pq.ParquetWriter(path, table.schema))
             writers[split].write_table(table)
 
         for item in items:
-            waiting.setdefault(item.clip.split, []).append(item)
-            if len(waiting[item.clip.split]) == ROW_GROUP_CLIPS:
-                flush(item.clip.split)
+            split, size = item.clip.split, item.rows.n_rows * row_bytes
+            if split in waiting and filled[split] + size > ROW_GROUP_BYTES:
+                flush(split)
+            waiting.setdefault(split, []).append(item)
+            filled[split] += size
         for split in list(waiting):
             flush(split)
     files = [{"split": split, "path": f"data/{file_name(split)}.parquet"} for split in sorted(writers)]
@@ -257,8 +264,8 @@ def _table(items: list[Item], stage: StageReader) -> Any:
         rows, offsets = stage.read_many([item.rows.clip_key for item in items], array)
         nested = pa.array(rows.ravel())
         for size in reversed(spec.row_shape):
-            nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, size, dtype=np.int32), nested)
-        columns[array] = pa.ListArray.from_arrays(offsets.astype(np.int32), nested)
+            nested = pa.ListArray.from_arrays(np.arange(0, len(nested) + 1, size), nested)
+        columns[array] = pa.ListArray.from_arrays(offsets, nested)  # int64 that does not fit is an error
     return pa.table(columns)
 
 

@@ -1,17 +1,8 @@
 """Where everything lies in a cache, and what tells so: cache.json, stage.json. Pure: standard library only.
 
-    CACHE/cache.json                             format version
-    CACHE/manifests/                             clip tables (pipeline.manifest, pipeline.media)
-    CACHE/builds/<dataset>.json                  which stage keys the last build of a dataset used
-    CACHE/builds/<dataset>.events.jsonl          what builds told while they ran; no result depends on it
-    CACHE/stages/<stage>/<key16>/stage.json      facts, full key, arrays, shard_rows, provenance
-                                /features.zarr/  Zarr v3 group, one shard file per array and shard
-                                /receipts/<k>.json   THE TRUTH: a shard without a receipt does not exist
-                                /quarantine.jsonl    clips that cannot be used, and why
-
-Every reader here checks what it reads and raises UserError with the file's name when a record is damaged. The
-attributes of the Zarr group repeat stage.json, so that either can be restored from the other.
-docs/cache-format.md describes the format for other programs.
+docs/cache-format.md lists the folders and describes the format for other programs. Every reader here checks what it
+reads and raises UserError with the file's name when a record is damaged. The attributes of the Zarr group repeat
+stage.json, so that either can be restored from the other.
 """
 
 import math

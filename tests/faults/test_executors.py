@@ -110,7 +110,6 @@ def test_a_killed_client_takes_its_workers_along_and_the_next_goes_on(
 def test_a_killed_client_leaves_a_running_scheduler_that_serves_the_next(
     small_world: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    pytest.importorskip("distributed")
     from pipeline.run.dask_crew import local_cluster
 
     cache = tmp_path / "cache"

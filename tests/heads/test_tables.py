@@ -12,15 +12,16 @@ from typer.testing import CliRunner
 
 import cli
 from heads import metrics, runs
-from heads.ablate import _costs
+from heads.ablate import _costs, streams_text
 from heads.config import load_config
 from heads.paper import paper, paper_row, side_by_side
 from heads.runs import Predictions
 from heads.submit import HEADER, check_submission
 from heads.sweep import Job, Sweep, encoded, grid, train_all
 from pipeline.errors import UserError
+from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.spec import REGIONS
-from pipeline.taxonomy import load_taxonomy
+from pipeline.taxonomy import load_taxonomy, parse_taxonomy
 from tests.heads.caches import make_cache
 
 FAST = ("--set", "stage1.epochs=1", "--set", "stage2.epochs=2")
@@ -97,6 +98,31 @@ def test_experts(retrain: bool, streams: dict, cache: Path, folder: Path) -> Non
         assert list(record["costs"][row]) == [*REGIONS, "composites"]
         own = max(REGIONS, key=record["costs"][row].get) == row.removeprefix("drop_")
         assert record["own_costs_most"][row] == own
+
+
+def test_tables_of_clips_with_several_labels(tmp_path: Path) -> None:
+    """They have no top-1: the tables show mAP."""
+    cache = make_cache(tmp_path / "cache")
+    path = manifest_path(cache, "demo")
+    manifest = read_manifest(path)
+    taxonomy = parse_taxonomy(manifest.taxonomy.model_dump() | {"label_kind": "multi"}, "demo")
+    clips = tuple(replace(clip, label_kind="multi") for clip in manifest.clips)
+    write_manifest(Manifest("demo", manifest.root, taxonomy, clips), path)
+    words = common(cache, tmp_path / "runs")
+    record = json.loads(call("ablate", "streams", *words)[1])
+    means = {row["row"]: row["scores"]["map"]["mean"] for row in record["rows"]}
+    others = max(means["semantic_only"], means["motion_only"])
+    assert (record["score"], record["both_beats_each"]) == ("map", means["both"] > others)
+    for command in (
+        ("ablate", "streams"),
+        ("ablate", "experts"),
+        ("ablate", "experts", "--no-retrain"),
+        ("sweep",),
+    ):
+        out = call(*command, *words[:-1])[1]  # read back but for sweep; as text
+        assert " mAP" in out
+    assert f"{100 * means['both']:.2f} ±" in streams_text(record)
+    assert "(mean mAP)" in streams_text(record)
 
 
 def test_without_an_expert_its_attention_is_nothing(streams: dict, cache: Path, folder: Path) -> None:

@@ -291,13 +291,17 @@ def test_csv_times(tmp_path: Path) -> None:
         "a.mp4,1.0,2.0,,,30\n"
         "b.mp4,1.0,2.0,31,60,30\n"
         "c.mp4,1.001,,,,30000/1001\n"
-        "d.mp4,,,5,,\n",
+        "d.mp4,,,5,,\n"
+        "e.mp4,1.02,2.01,,,30\n"
+        "f.mp4,0,1.1,,,30\n",
     )
-    a, b, c, d = import_dataset("mine", tmp_path, "csv").clips
+    a, b, c, d, e, f = import_dataset("mine", tmp_path, "csv").clips
     assert (a.start_frame, a.end_frame, a.start_s, a.fps_num, a.fps_den) == (30, 60, 1.0, 30, 1)
     assert (b.start_frame, b.end_frame) == (31, 60)
     assert (c.start_frame, c.end_frame, c.fps_num, c.fps_den) == (30, None, 30000, 1001)
     assert (d.start_frame, d.end_frame, d.start_s) == (5, None, None)
+    assert (e.start_frame, e.end_frame) == (30, 61)  # the frames that the seconds touch
+    assert (f.start_frame, f.end_frame) == (0, 33)  # exact: the float nearest to 1.1 is a little more
     assert a.clip_id == "mine:unsplit:a:30-60"
 
 

@@ -18,6 +18,8 @@ from pipeline.plan import clip_tasks, make_plan
 from pipeline.presets import Recipe, load_recipe
 from pipeline.report import describe
 from pipeline.run.build import build, plan_dataset, read_files
+from pipeline.run.previews import write_previews
+from pipeline.store.export import export
 from pipeline.store.layout import load_build
 from pipeline.store.reader import Cache, StageReader
 from pipeline.store.writer import write_build
@@ -129,6 +131,28 @@ def test_instances_of_a_long_pku_recording(tmp_path: Path, recipe: Recipe) -> No
         end = clips[start].end_frame
         assert np.array_equal(joints_of(stage, keys[clips[start].clip_id]), xyz[start:end, :persons])
     assert [line["code"] for line in describe(cache, "pku_mmd")["quarantine"]] == ["E_END_PAST_EOF"]
+
+
+def test_export_of_skeletons(tmp_path: Path, recipe: Recipe) -> None:
+    root, cache, out = tmp_path / "root", tmp_path / "cache", tmp_path / "out"
+    root.mkdir()
+    xyz = write_ntu(root / "S001C001P001R001A050.skeleton", bodies=("11", "12"))
+    import_clips(cache, root, "ntu60")
+    build(cache, "ntu60", recipe)
+    assert export(cache, "ntu60", "skeleton", "npy", out)["clips"] == 1
+    ((name, entry),) = json.loads((out / "features.json").read_text())["database"].items()
+    assert entry["shape"] == [6, 2, 25]
+    assert np.array_equal(np.load(out / "xyz" / f"{name}.npy").reshape(*entry["shape"], 3), xyz)
+
+
+def test_a_build_of_skeletons_has_no_previews(tmp_path: Path, recipe: Recipe) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    write_ntu(root / "S001C001P001R001A050.skeleton")
+    import_clips(cache, root, "ntu60")
+    build(cache, "ntu60", recipe)
+    with pytest.raises(UserError, match=r"built without the stages segment and regions.*preset of encoders"):
+        write_previews(cache, "ntu60", ["any"], tmp_path / "out")
 
 
 def test_skeletons_leave_the_videos_where_they_are(tmp_path: Path, recipe: Recipe) -> None:

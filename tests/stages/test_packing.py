@@ -3,11 +3,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("torch")
-import torch
 
 from pipeline.errors import UserError
 from pipeline.manifest import Clip

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("torch")
-import torch
 from torch import Tensor, nn
 
 from pipeline.encoders.preprocess import manet_indices

@@ -95,6 +95,21 @@ def test_npz_and_tar_and_parquet_hold_the_same(cache: Path) -> None:
         assert table[name]["label_ids"] == [int(name[1:])]
 
 
+def test_row_groups_of_parquet_hold_no_more_than_fits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip may be larger; the rows of all clips come out in their order, whatever the groups."""
+    whole = cache.parent / "whole"
+    export(cache, "demo", "semantic", "hf", whole)
+    row = 5 * 3 * 2 + 5
+    monkeypatch.setattr("pipeline.store.export.ROW_GROUP_BYTES", 6 * row)
+    out, _ = run_export(cache, "hf")
+    for split in ("train", "val"):
+        file = pq.ParquetFile(out / "data" / f"{split}.parquet")
+        groups = [file.read_row_group(i)["features"].to_pylist() for i in range(file.num_row_groups)]
+        assert all(len(group) == 1 or sum(map(len, group)) <= 6 for group in groups)
+        assert any(len(group) > 1 for group in groups)
+        assert file.read() == pq.read_table(whole / "data" / f"{split}.parquet")
+
+
 def test_a_tar_is_the_same_every_time(cache: Path) -> None:
     first, _ = run_export(cache, "webdataset")
     data = (first / "000000.tar").read_bytes()

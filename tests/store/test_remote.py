@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from pipeline.errors import UserError
 from pipeline.store import workplace as workplace_module
 from pipeline.store.layout import check_cache, load_build, url_of
@@ -24,6 +27,7 @@ from pipeline.store.remote import INVENTORY, Remote, pull, push
 from pipeline.store.verify import verify
 from pipeline.store.workplace import view, workplace
 from pipeline.store.writer import ShardBuilder, Stage, open_stage, write_build
+from tests.decode.clips import write_video
 from tests.run.worlds import bmoe
 from tests.store.caches import dataset_cache, random_rows
 
@@ -345,6 +349,32 @@ def test_names_from_outside_stay_inside(cache: Path, place: Place, tmp_path: Pat
     place.put(INVENTORY, b"{}")
     with pytest.raises(UserError, match=rf"{INVENTORY} is damaged"):
         Cache(place.read)
+
+
+@pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
+def test_clip_tables_behind_a_url(place: Place, tmp_path: Path) -> None:
+    """Read, split and checked there as in a folder; what was found out about the files stays there."""
+    root, out = tmp_path / "root", tmp_path / "clips.jsonl"
+    for name in ("train/nod/a", "train/nod/b", "train/wave/c", "train/wave/d"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(root / f"{name}.mp4", 5)
+
+    def dataset(*words: object) -> dict[str, Any]:
+        call = ["dataset", *map(str, words), "--cache", place.write, "--json"]
+        done = CliRunner().invoke(cli.app, call)
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    dataset("import", "tiny", "--as", "folder", "--root", root)
+    assert dataset("validate", "tiny")["clips"] == 4
+    assert "manifests/tiny.media.parquet" not in place.names()
+    assert "W_DUP_CONTENT" in dataset("validate", "tiny", "--deep", "--decoders", 1)["levels"]
+    assert "manifests/tiny.media.parquet" in place.names()
+    split = dataset("split", "tiny", "--to", "fold", "--folds", 2, "--by", "group_id")
+    assert {name: row["clips"] for name, row in split["rows"].items()} == {"train": 2, "val": 2}
+    assert {"manifests/fold.parquet", "manifests/fold.media.parquet"} <= place.names()
+    assert dataset("stats", "fold")["splits"] == split["rows"]
+    assert dataset("export", "fold", "--out", out)["clips"] == len(out.read_text().splitlines()) - 1
 
 
 def test_shards_that_are_gone_there_are_gone_here(cache: Path, place: Place) -> None:
