@@ -35,7 +35,7 @@ from pipeline.clip import (
 from pipeline.collecting import uncollected
 from pipeline.errors import UserError
 from pipeline.store.atomic import write_bytes
-from pipeline.store.table import open_table, table_bytes
+from pipeline.store.table import read_table, table_bytes
 
 if TYPE_CHECKING:  # pydantic costs 150 ms: a plan that only needs clips does not pay it
     from pipeline.taxonomy import Taxonomy
@@ -283,16 +283,13 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; {_REMEDY}")
     try:
-        with open_table(path.read_bytes()) as file:
-            metadata = {
-                key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()
-            }
-            if "manifest_version" not in metadata:
-                raise UserError(f"{path}: a Parquet file, but not a manifest of bmoe-cache; {_REMEDY}")
-            packed = ("manifest_version", "taxonomy", "warnings")
-            header = {**metadata, **{name: json.loads(metadata[name]) for name in packed}}
-            manifest = parse_header(header, str(path))
-            table = file.read()
+        table = read_table(path.read_bytes())
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if "manifest_version" not in metadata:
+            raise UserError(f"{path}: a Parquet file, but not a manifest of bmoe-cache; {_REMEDY}")
+        packed = ("manifest_version", "taxonomy", "warnings")
+        header = {**metadata, **{name: json.loads(metadata[name]) for name in packed}}
+        manifest = parse_header(header, str(path))
         check_columns(table.column_names, str(path))
         columns = {}
         for name in table.column_names:

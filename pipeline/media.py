@@ -19,7 +19,7 @@ from pipeline.errors import ClipError, UserError
 from pipeline.manifest import Manifest, manifest_path
 from pipeline.people import crop_box
 from pipeline.store.atomic import write_bytes
-from pipeline.store.table import open_table, table_bytes
+from pipeline.store.table import read_table, table_bytes
 
 if TYPE_CHECKING:
     from pipeline.decode.pool import DecodeJob
@@ -194,8 +194,7 @@ def read_media(path: Path) -> dict[str, Media]:
     if not path.exists():
         return {}
     try:
-        with open_table(path.read_bytes()) as file:
-            arrow = file.read()
+        arrow = read_table(path.read_bytes())
         version = (arrow.schema.metadata or {}).get(b"media_version", b"").decode()
         if version != MEDIA_VERSION:
             raise UserError(

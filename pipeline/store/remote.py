@@ -21,7 +21,7 @@ from pipeline.events import Event, Listener, silent
 from pipeline.store import atomic, layout, shard
 from pipeline.store.layout import StageDir, StageInfo
 from pipeline.store.records import field, from_bytes, parse_receipt, to_bytes
-from pipeline.store.table import open_table
+from pipeline.store.table import read_table
 from pipeline.store.verify import DAMAGE, check_shard
 
 INVENTORY = "files.json"
@@ -309,8 +309,7 @@ def _check_table(name: str, data: bytes) -> None:
     import pyarrow as pa
 
     try:
-        with open_table(data) as file:
-            file.read()
+        read_table(data)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name} is damaged ({reason}); import the dataset again where it lies") from None
