@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,34 @@ class Checkpoint:
     def remove(self) -> None:
         """Once the stage is finished."""
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def stop_between_epochs() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM wait until this is left; a second one does not.
+
+    Gives the list of those that came: whoever sees one there writes the state, which is whole between two epochs, and
+    leaves. Other threads than the main one get no signals, and ignored ones stay so.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = [number for number, handler in before.items() if callable(handler)]
+
+    def hold(number: int, _: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        held = []
+    for number in held:
+        signal.signal(number, hold)
+    try:
+        yield came
+    finally:
+        for number in held:
+            signal.signal(number, before[number])
+    if came:
+        signal.raise_signal(came[0])
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.checkpoint import Checkpoint
+from heads.checkpoint import Checkpoint, stop_between_epochs
 from heads.features import SplitFeatures
 from heads.optim import make_optimizer, set_rate
 from heads.options import StageConfig
@@ -99,25 +99,15 @@ def fit(task: Task, report: Sequence[Reporter], checkpoint: Checkpoint | None = 
             for known in run.records:
                 tell(known, again=True)
     step = Step(runs, task.parts, optimizer, config, precision=task.precision, compiled=task.compiled)
-    while progress.epoch < config.epochs and not all(run.stopped for run in progress.runs):
-        lr, totals = train_epoch(task, runs, step, orders, progress.epoch)
-        progress.epoch += 1
-        for i, run in enumerate(progress.runs):
-            if run.stopped:
-                continue
-            record: Record = {"stage": task.stage, "epoch": progress.epoch, "epochs": config.epochs, "lr": lr}
-            record |= {name: totals[n][i] for n, name in enumerate(step.names)}
-            rank = _judge(task, runs, i, record)
-            run.records.append(record)
-            report[i](record)
-            if rank > run.best_rank:
-                run.best_rank, run.best_epoch = rank, progress.epoch
-                progress.keep(progress.best, i)
-            run.stopped = bool(config.patience) and progress.epoch - run.best_epoch >= config.patience
-            if run.stopped or progress.epoch == config.epochs:
-                progress.keep(progress.last, i)
-        if checkpoint is not None and checkpoint.due():
-            checkpoint.save(*progress.state())
+    with stop_between_epochs() as stopping:
+        while progress.epoch < config.epochs and not all(run.stopped for run in progress.runs):
+            lr, totals = train_epoch(task, runs, step, orders, progress.epoch)
+            progress.epoch += 1
+            _close_epoch(task, runs, progress, report, {"lr": lr}, dict(zip(step.names, totals, strict=True)))
+            if checkpoint is not None and (stopping or checkpoint.due()):
+                checkpoint.save(*progress.state())
+            if stopping:
+                break
     fitted = []
     for i, (module, run) in enumerate(zip(task.modules, progress.runs, strict=True)):
         progress.take(progress.last, i)
@@ -125,6 +115,32 @@ def fit(task: Task, report: Sequence[Reporter], checkpoint: Checkpoint | None = 
         progress.take(progress.best, i)
         fitted.append(Fitted(_state(module), last, run.best_epoch, run.records))
     return fitted
+
+
+def _close_epoch(
+    task: Task,
+    runs: Runs,
+    progress: Progress,
+    report: Sequence[Reporter],
+    rate: dict[str, float],
+    losses: dict[str, list[float]],
+) -> None:
+    """Score every run that goes on, tell of it, and keep its weights where they are the best or the last."""
+    config = task.config
+    for i, run in enumerate(progress.runs):
+        if run.stopped:
+            continue
+        record: Record = {"stage": task.stage, "epoch": progress.epoch, "epochs": config.epochs, **rate}
+        record |= {name: values[i] for name, values in losses.items()}
+        rank = _judge(task, runs, i, record)
+        run.records.append(record)
+        report[i](record)
+        if rank > run.best_rank:
+            run.best_rank, run.best_epoch = rank, progress.epoch
+            progress.keep(progress.best, i)
+        run.stopped = bool(config.patience) and progress.epoch - run.best_epoch >= config.patience
+        if run.stopped or progress.epoch == config.epochs:
+            progress.keep(progress.last, i)
 
 
 def train_epoch(

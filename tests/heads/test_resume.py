@@ -1,12 +1,13 @@
 """An interrupted run goes on where it was, and ends with the bytes of a run that was left alone."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from heads.checkpoint import Checkpoint, read_state, write_state
+from heads.checkpoint import Checkpoint, read_state, stop_between_epochs, write_state
 from heads.config import load_config
 from heads.train import RunPlan, RunResult, train_group
 from pipeline.errors import UserError
@@ -56,24 +57,48 @@ def test_an_interrupted_run_goes_on(stop: tuple[str, int], unbroken: Path, tmp_p
     assert kept == {p.name: p.read_bytes() for p in (unbroken / "experts").iterdir()}
 
 
-def test_killed_and_started_again(unbroken: Path, tmp_path: Path) -> None:
-    """A real process, killed in the middle of stage 2."""
+@pytest.mark.parametrize(("number", "every_s"), [(signal.SIGKILL, 0), (signal.SIGINT, 1e9)])
+def test_stopped_and_started_again(number: int, every_s: float, unbroken: Path, tmp_path: Path) -> None:
+    """A real process, killed in the middle of stage 2, or asked to end before any state was written."""
     program = f"""
-import os, signal
+import signal
 from pathlib import Path
 import tests.heads.test_resume as t
+told = []
 def listen(record):
-    if (record["stage"], record["epoch"]) == ("fusion", 3):
-        os.kill(os.getpid(), signal.SIGKILL)
+    told.append((record["stage"], record["epoch"]))
+    if told[-1] == ("fusion", 3) and told.count(told[-1]) == 1:  # of the first seed
+        signal.raise_signal({int(number)})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start with it ignored
 config = t.load_config("bmoe_tiny", t.OPTIONS)
 plans = [t.RunPlan(Path({str(tmp_path)!r}) / f"seed{{seed}}", config, seed) for seed in (0, 1)]
-t.train_group(Path("x"), "demo", plans, features=t.SMALL, every_s=0, on_epoch=listen)
+t.train_group(Path("x"), "demo", plans, features=t.SMALL, every_s={every_s}, on_epoch=listen)
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False)
-    assert done.returncode == -9
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == -number
     assert (tmp_path / "seed0" / "state.safetensors").exists()
     for result in run(tmp_path):
         assert same_bytes(result.run_dir, unbroken / result.run_dir.name)
+
+
+@pytest.mark.parametrize(("signals", "ended"), [(1, True), (2, False)])
+def test_a_second_signal_does_not_wait_for_the_epoch(signals: int, ended: bool) -> None:
+    epochs = []
+
+    def train() -> None:
+        with stop_between_epochs():
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+            epochs.append("ended")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        assert bool(epochs) == ended
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_is_not_resumed(unbroken: Path, tmp_path: Path) -> None:
