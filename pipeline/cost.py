@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.encoders import SIZES, family_of
+from pipeline.person import LOOKS
 from pipeline.spec import PipelineSpec, SemanticSpec
 
 # Compressed label maps cost what their outlines are long. Labels and under of the demo's rendered people together take
@@ -100,6 +101,12 @@ def encoder_macs(model: str, config: Mapping[str, Any]) -> int | None:
     """Multiply-adds of one forward of one item; None for a family whose arithmetic is not written down here."""
     count = ENCODER_MACS.get(family_of(model))
     return count(**_options(model, config)) if count else None
+
+
+def forwards(spec: PipelineSpec, stage: str, rows: int, clips: int) -> int:
+    """How often the encoder of a stage runs for so many rows of so many clips; at most, where clips are short."""
+    looks = LOOKS if stage == "segment" and spec.segment.crop == "person" else 0
+    return rows + looks * clips
 
 
 def row_macs(spec: PipelineSpec, stage: str) -> int | None:

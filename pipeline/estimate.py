@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cost import REGION_SECONDS, row_bytes, row_macs
+from pipeline.cost import REGION_SECONDS, forwards, row_bytes, row_macs
 from pipeline.errors import UserError
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.media import media_path, read_media
@@ -38,20 +38,27 @@ class Cost:
 
 
 def stage_cost(
-    spec: PipelineSpec, stage: str, rows: int, cache: Path | None = None, tflops: float | None = None
+    spec: PipelineSpec,
+    stage: str,
+    rows: int,
+    clips: int,
+    cache: Path | None = None,
+    tflops: float | None = None,
 ) -> Cost:
-    """The cost of `rows` rows; hours by the last measured rate in the cache, else at `tflops` sustained TFLOP/s.
+    """The cost of `rows` rows of `clips` clips.
 
+    Hours are by the last measured rate in the cache, else at `tflops` sustained TFLOP/s.
     Regions, which need no encoder, go by a rate measured once.
     """
     macs, size = row_macs(spec, stage), row_bytes(spec, stage)
-    tflop = None if macs is None else rows * 2 * macs / 1e12
+    runs = forwards(spec, stage, rows, clips)
+    tflop = None if macs is None else runs * 2 * macs / 1e12
     gb = None if size is None else rows * size / 1e9
     seconds = measured_seconds(cache, spec, stage) if cache else None
     if seconds is not None:
-        return Cost(stage, rows, tflop, gb, rows * seconds / 3600, f"measured here, {1 / seconds:.4g} rows/s")
-    if macs and tflops:
-        return Cost(stage, rows, tflop, gb, rows * 2 * macs / 1e12 / tflops / 3600, f"at {tflops:g} TFLOP/s")
+        return Cost(stage, rows, tflop, gb, runs * seconds / 3600, f"measured here, {1 / seconds:.4g} rows/s")
+    if tflop is not None and macs and tflops:
+        return Cost(stage, rows, tflop, gb, tflop / tflops / 3600, f"at {tflops:g} TFLOP/s")
     if stage == "regions":
         hours = rows * math.prod(spec.segment.label_size) * REGION_SECONDS / 3600
         return Cost(stage, rows, tflop, gb, hours, "about, on one CPU core")
@@ -59,12 +66,12 @@ def stage_cost(
 
 
 def measured_seconds(cache: Path, spec: PipelineSpec, stage: str) -> float | None:
-    """Seconds of one row in the last build of this cache that ran the stage in the same way, or None."""
+    """Seconds of one forward in the last build of this cache that ran the stage in the same way, or None."""
     wanted = _speed_facts(spec.stages()[stage].facts())
     for rate in _rates(cache, stage):
         built = open_stage(cache, stage, rate["key"])
         if built is not None and _speed_facts(built.facts) == wanted:
-            return float(rate["seconds"]) / int(rate["rows"])
+            return float(rate["seconds"]) / forwards(spec, stage, rate["rows"], rate["clips"])
     return None
 
 
@@ -138,7 +145,7 @@ def estimate(
         break
     for stage in spec.stages():
         rows = sum(clips * stage_rows(spec, stage, frames) for frames, clips in lengths.items())
-        costs.append(stage_cost(spec, stage, rows, cache, tflops))
+        costs.append(stage_cost(spec, stage, rows, lengths.total(), cache, tflops))
     return {
         "dataset": dataset,
         "preset": preset,
@@ -185,7 +192,7 @@ def plan_costs(plan: Plan, spec: PipelineSpec, cache: Path) -> dict[str, Any]:
 
     A total is None where a part of it is.
     """
-    costs = [stage_cost(spec, stage.stage, stage.rows, cache) for stage in plan.stages]
+    costs = [stage_cost(spec, stage.stage, stage.rows, stage.pending, cache) for stage in plan.stages]
     return {
         "stages": [asdict(stage) | asdict(cost) for stage, cost in zip(plan.stages, costs, strict=True)],
         "total": _totals(costs),

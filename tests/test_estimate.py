@@ -43,6 +43,19 @@ def test_options_of_the_preset_count() -> None:
     assert tokens["semantic"]["gb"] == pytest.approx(whole["semantic"]["gb"] + added)
 
 
+def test_the_looks_for_the_person_are_counted() -> None:
+    """Three more forwards a clip, however few frames are segmented."""
+    whole, cropped = (
+        by_stage(estimate("ma52", "base", ["segment.stride=16", f"segment.crop={crop}"], tflops=100))[
+            "segment"
+        ]
+        for crop in ("none", "person")
+    )
+    assert (whole["rows"], cropped["rows"]) == (4 * 22_422, 4 * 22_422)
+    assert cropped["tflop"] == pytest.approx(7 / 4 * whole["tflop"])
+    assert cropped["hours"] == pytest.approx(7 / 4 * whole["hours"])
+
+
 def test_hours_at_a_given_speed() -> None:
     record = estimate("ma52", "paper", tflops=400)
     motion = by_stage(record)["motion"]
