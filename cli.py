@@ -284,7 +284,7 @@ def _build_text(dataset: str, result: "BuildResult") -> str:
         count = result.computed[stage.stage]
         seconds = result.seconds.get(stage.stage, 0.0)
         did = f"computed {count} clips in {seconds:.1f} s" if count else "nothing to compute"
-        lines.append(f"{stage.stage:<9} {stage.key[:16]}  {stage.state:<8} {did}")
+        lines.append(f"{stage.stage:<9} {stage.key[:16]}  {did}")
     if not any(result.computed.values()):
         lines.append("everything is fresh: nothing was recomputed")
     return "\n".join([*lines, _clips_line(dataset, asdict(result.clips))])

@@ -142,9 +142,10 @@ def load_features(
         unlabelled: also read clips without a label.
 
     Raises:
-        UserError: no such cache or data set, or an array is missing (with the command that makes it).
+        UserError: no such cache or data set, an array is missing (with the command that makes it), or rows are
+            damaged.
     """
-    cache = Cache(cache_root)
+    cache = Cache(cache_root, check=True)  # 0.3 s a gigabyte; no head learns from flipped bits
     manifest = cache.dataset(dataset)
     keys, stages, quarantined = _open_stages(cache, dataset, needs)
     clip_keys = cache.clip_keys(dataset)

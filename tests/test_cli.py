@@ -200,3 +200,12 @@ def test_training_from_the_cache_alone(built_cache: Path, tmp_path: Path) -> Non
     assert json.loads(out)["top1"] == pytest.approx(trained["scores"]["top1"])
     info = json.loads((tmp_path / "run" / "info.json").read_text())
     assert "seeded" in info["label_vectors"]["source"]
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cli", "dataset", "list"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -97,7 +97,9 @@ def gc(
     total = sum(item.bytes for item in waste)
     lines = [f"{item.kind:<9} {item.bytes / 1e6:>10.1f} MB  {item.path}  ({item.reason})" for item in waste]
     lines.append(
-        f"{total / 1e6:.1f} MB " + ("deleted" if yes or not waste else "could go; --yes deletes them")
+        f"{total / 1e6:.1f} MB {'deleted' if yes else 'could go; --yes deletes them'}"
+        if waste
+        else "nothing to delete"
     )
     show(
         as_json, {"waste": [asdict(item) for item in waste], "bytes": total, "deleted": yes}, "\n".join(lines)

@@ -1,6 +1,7 @@
 """What all commands share: options by their one name, errors as one line, the output as text or JSON."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -84,4 +85,7 @@ def listener(as_json: bool) -> Listener:
 
 def show(as_json: bool, record: dict[str, Any], text: str) -> None:
     """Print the record as one JSON object, or the text."""
-    typer.echo(json.dumps(record, default=str) if as_json else text)
+    try:
+        typer.echo(json.dumps(record, default=str) if as_json else text)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

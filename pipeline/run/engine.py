@@ -244,7 +244,7 @@ class Engine(AbstractContextManager["Engine"]):
     def _reader(self, stage: str) -> StageReader:
         if stage not in self._readers:
             key = self.recipe.spec.stages()[stage].key
-            self._readers[stage] = Cache(self.cache).stage(stage, key)
+            self._readers[stage] = Cache(self.cache, check=True).stage(stage, key)
         return self._readers[stage]
 
 

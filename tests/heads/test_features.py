@@ -1,5 +1,6 @@
 """Features from a real cache: resampling against a plain loop, counts of what was left out, refusals."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_the_digest_follows_the_content_of_the_clips(cache: Path) -> None:
     filmed_again = replace(train, key=(digest("another video"), *train.key[1:]))
     assert replace(data, splits={**data.splits, "train": filmed_again}).digest != data.digest
     assert replace(data, splits=dict(data.splits)).digest == data.digest
+
+
+def test_flipped_bits_are_not_learned_from(cache: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(cache, tmp_path / "cache")
+    shard = next(root.glob("stages/semantic/*/features.zarr/features/c/0/0/0"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"is damaged: the checksum of clip c0000 is wrong; .*verify.*--repair"
+    ):
+        load_features(root, "demo", 4)
 
 
 def test_pad_truncate_from_the_cache(cache: Path) -> None:
