@@ -192,7 +192,10 @@ def remove_logs(cache: Path, shard: JobShard) -> None:
 
 
 def remove_job(cache: Path, job: Job) -> None:
-    """Strike a job out; its shards are committed, or nothing became of them."""
-    job_path(cache, job.number).unlink(missing_ok=True)
+    """Strike a job out; its shards are committed, or nothing became of them.
+
+    Its logs go first: whoever is killed in between leaves a job, which the next build strikes out, and no stray log.
+    """
     for shard in job.shards:
         remove_logs(cache, shard)
+    job_path(cache, job.number).unlink(missing_ok=True)
