@@ -107,6 +107,21 @@ def test_the_example_of_the_documentation_is_a_preset(tmp_path: Path) -> None:
     assert entry.base / str(entry.path) == tmp_path / "checkpoints" / "checkpoint-49.pth"
 
 
+@pytest.mark.parametrize(
+    ("stage", "weights"),
+    [
+        ("segment", "demo-manet"),
+        ("semantic", "demo-segmenter"),
+        ("semantic", "demo-manet"),
+        ("motion", "demo-videomaev2"),
+    ],
+)
+def test_weights_of_another_stage_are_refused(stage: str, weights: str) -> None:
+    own = read_preset("demo").model_dump()[stage]["weights"]
+    with pytest.raises(UserError, match=rf"^{stage}\.weights: '{weights}' is a .*; use one of .*\b{own}\b"):
+        load_recipe("demo", overrides=[f"{stage}.weights={weights}"])
+
+
 def test_everything_missing_is_named_at_once_a_line_each(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("paper", tmp_path)

@@ -16,14 +16,15 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2"),
-    "videomae-hf": ("pipeline.encoders.videomae_hf", "VideoMAEHF"),
-    "vjepa2": ("pipeline.encoders.vjepa2", "VJEPA2"),
-    "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg"),
-    "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg"),
-    "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter"),
-    "manet": ("pipeline.encoders.manet", "MANet"),
+# Name -> (module, class, the stage it is an encoder of).
+FAMILIES: Mapping[str, tuple[str, str, str]] = {
+    "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2", "semantic"),
+    "videomae-hf": ("pipeline.encoders.videomae_hf", "VideoMAEHF", "semantic"),
+    "vjepa2": ("pipeline.encoders.vjepa2", "VJEPA2", "semantic"),
+    "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg", "segment"),
+    "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg", "segment"),
+    "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter", "segment"),
+    "manet": ("pipeline.encoders.manet", "MANet", "motion"),
 }
 
 # Name -> (family, options that make the size). Sizes of the original releases; see each family's module.
@@ -59,11 +60,17 @@ def family_of(name: str) -> str:
     raise UserError(f"unknown model {name!r}: use one of {known}")
 
 
+def stage_of(name: str) -> str | None:
+    """The stage a model is for; None for a family of another package, which only its class could tell."""
+    family = family_of(name)
+    return FAMILIES[family][2] if family in FAMILIES else None
+
+
 def model_class(name: str) -> "type[nn.Module]":
     """The class of a model name. Raises UserError for an unknown one."""
     family = family_of(name)
     if family in FAMILIES:
-        module, attribute = FAMILIES[family]
+        module, attribute, _ = FAMILIES[family]
         found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
     else:
         found = importlib.metadata.entry_points(group=ENTRY_POINTS)[family].load()
