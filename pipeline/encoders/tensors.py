@@ -128,13 +128,13 @@ def _read(path: Path) -> Any:
         head = file.read(64)
     if not head:
         raise UserError(f"{path}: empty; get it again")
-    for beginning, what in FOREIGN.items():
-        if head.startswith(beginning):
-            raise UserError(f"{path}: {what}")
-    if head[8:9] == b"{":  # behind the length of a JSON header
+    if head[6:9] == b"\0\0{":  # behind the 8 bytes of a JSON header's length, which may begin like anything
         from safetensors.torch import load_file
 
         return load_file(path)
+    for beginning, what in FOREIGN.items():
+        if head.startswith(beginning):
+            raise UserError(f"{path}: {what}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = {"/".join(name.split("/")[1:]) for name in archive.namelist()}

@@ -82,6 +82,19 @@ def test_safetensors_and_old_pickles(tmp_path: Path, state: dict[str, Tensor]) -
         assert_same(read_tensors(tmp_path / name), state)
 
 
+@pytest.mark.parametrize("beginning", [b"<", b"\x1f\x8b"])
+def test_the_length_of_a_safetensors_header_may_look_like_another_form(
+    tmp_path: Path, beginning: bytes
+) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    length = int.from_bytes(beginning, "little")
+    length += 256 ** len(beginning) * (length < len(header))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\0" * 4)
+    assert path.read_bytes().startswith(beginning)
+    assert_same(read_tensors(path), {"a": torch.zeros(1)})
+
+
 def test_what_training_scripts_store_beside_the_tensors_is_harmless(tmp_path: Path) -> None:
     beside = {
         "args": argparse.Namespace(lr=1e-3, data=["a"]),
@@ -193,7 +206,7 @@ def test_an_archive_made_to_fill_the_memory_is_refused(tmp_path: Path, large: st
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!doctype html><title>404</title>", "web page"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (b"PK\x03\x04 and then nothing", "cut short"),
         (b"no weights", "damaged, or no weights file"),
     ],
