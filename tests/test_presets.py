@@ -60,6 +60,20 @@ def test_broken_preset_names_file_and_field(tmp_path: Path, text: str, word: str
         read_preset(str(path))
 
 
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("motion.crop=300", "crop 300 is more than the short_side 96"),
+        ("motion.short_side=95", "crop 96 is more than the short_side 95"),
+        ("segment.label_size=[0, 0]", "segment.label_size"),
+        ("segment.label_size=[-3, 5]", "segment.label_size"),
+    ],
+)
+def test_options_that_no_frame_fits_are_refused(override: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        read_preset("demo", [override])
+
+
 def test_preset_names_do_not_leave_their_folder() -> None:
     with pytest.raises(UserError, match="no preset"):
         read_preset("../datasets/demo")
