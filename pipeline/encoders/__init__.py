@@ -78,12 +78,26 @@ def model_class(name: str) -> "type[nn.Module]":
 
 
 def model_options(name: str, build: "Callable[..., nn.Module]", config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the named size with config over them; UserError when ``build`` takes no such option."""
+    """Those of the named size with config over them.
+
+    Raises UserError when ``build`` takes no such option, or is annotated with another type than the value's. Other
+    packages annotate as they like, so their values are their own matter.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
     known = inspect.signature(build).parameters
-    for option in config:
+    options = dict(SIZES[name][1]) if name in SIZES else {}
+    for option, value in config.items():
         if option not in known:
             raise UserError(f"model {name!r} has no option {option!r}: use one of {', '.join(known)}")
-    return {**(SIZES[name][1] if name in SIZES else {}), **config}
+        try:
+            own = family_of(name) in FAMILIES
+            kind = known[option].annotation if own else Any
+            options[option] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"model {name!r}: {option} {value!r} will not do ({reason})") from None
+    return options
 
 
 def create_model(name: str, **config: Any) -> "nn.Module":
@@ -96,7 +110,7 @@ def create_model(name: str, **config: Any) -> "nn.Module":
     Works under ``torch.device("meta")`` too, for counting parameters without their memory.
 
     Raises:
-        UserError: unknown name, unknown option, or options that do not fit together.
+        UserError: unknown name, unknown option, a value that will not do, or options that do not fit together.
     """
     build = model_class(name)
     return build(**model_options(name, build, config))
