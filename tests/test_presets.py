@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -192,3 +193,34 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.pth").write_bytes(b"something else")
     with pytest.raises(UserError, match="'mine' pin 0000"):
         load_recipe(name, tmp_path)
+
+
+# --- wiring ----------------------------------------------------------------------------------------------
+
+# A value other than the demo's for every option of the stages but their weights, whose digest has its own tests.
+OTHERS = {
+    "segment": {
+        "label_size": [96, 80], "normalisation": "lite", "stride": 5, "crop": "person", "precision": "bfloat16",
+    },
+    "regions": {
+        "parts": "sapiens2_29", "box": "frame", "padding": 0.2, "smoothing": 3, "min_area": 0.001,
+        "clothing": "reassign", "mask": False, "carry": "blend",
+    },
+    "semantic": {
+        "stride": 3, "windows": 2, "sampling": "uniform", "normalisation": "none", "tokens": {"grid": [2, 2]},
+        "precision": "bfloat16",
+    },
+    "motion": {"short_side": 120, "crop": 64, "precision": "bfloat16"},
+}  # fmt: skip
+
+
+def test_every_option_of_a_stage_is_in_its_key() -> None:
+    preset = read_preset("demo")
+    for stage, others in OTHERS.items():
+        assert {*others, "weights"} >= set(type(getattr(preset, stage)).model_fields)
+        for option, value in others.items():
+            # The demo has a stride, which leaves no room for other rules.
+            room = ["semantic.stride=null"] if option in ("windows", "sampling") else []
+            other = f"{stage}.{option}={json.dumps(value)}"
+            before, after = (load_recipe("demo", overrides=o).spec.stages() for o in (room, [*room, other]))
+            assert before[stage].key != after[stage].key, (stage, option)
