@@ -140,6 +140,22 @@ def test_keys_of_videomae_attention_have_no_bias() -> None:
     torch.testing.assert_close(attention(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "eps"),
+    [
+        ("videomaev2", TINY_VIT, {nn.LayerNorm: 1e-6}),
+        ("videomaev2", {**TINY_VIT, "final_norm": "norm"}, {nn.LayerNorm: 1e-6}),
+        ("sapiens-seg", TINY_SEG, {nn.LayerNorm: 1e-6, nn.InstanceNorm2d: 1e-5}),
+        ("manet", TINY_MANET, {nn.BatchNorm2d: 1e-5}),
+    ],
+)
+def test_the_eps_of_every_norm_is_that_of_the_original(
+    name: str, config: dict[str, object], eps: dict[type[nn.Module], float]
+) -> None:
+    modules = build_on_meta(name, **config).modules()
+    assert {(type(norm), norm.eps) for norm in modules if hasattr(norm, "eps")} == set(eps.items())
+
+
 def test_features_ignore_what_layer_norm_takes_away() -> None:
     """A constant added to every channel of every token passes the residual stream, and no norm lets it out."""
     torch.manual_seed(0)
