@@ -152,6 +152,16 @@ def test_another_file_than_the_pinned_one_is_not_even_downloaded(tmp_path: Path,
         assert hub.gets() == []
 
 
+def test_a_pin_holds_where_the_hub_promises_nothing(tmp_path: Path, weights_file: bytes) -> None:
+    damaged = bytes([weights_file[0] ^ 1]) + weights_file[1:]
+    pinned = preset(tmp_path, sha256=hashlib.sha256(weights_file).hexdigest())
+    with HubServer({FILE: damaged}, etags={FILE: "a" * 40}) as hub:  # a git hash, as small files have
+        assert "thrown away" in refused(bmoe(tmp_path, hub, "fetch", "--preset", pinned))
+    assert not [
+        path for path in (tmp_path / "hf").rglob("*") if path.is_file() and path.stat().st_size > 1000
+    ]
+
+
 def test_bytes_that_are_not_those_promised_are_thrown_away(tmp_path: Path, weights_file: bytes) -> None:
     to = tmp_path / "to" / "vit"
     to.mkdir(parents=True)
