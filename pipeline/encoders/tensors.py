@@ -74,6 +74,10 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
     asked = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
     protocol, called = (2, []) if asked else _outline(path)
     strange = asked[1] if asked else next((name for name in called if not name.startswith(ORDINARY)), None)
+    if strange and re.fullmatch(r"numpy\._?core\.multiarray\._reconstruct", strange):
+        raise UserError(
+            f"{path}: holds arrays of numpy, and only tensors are read; save its state dict alone, or as safetensors"
+        ) from None
     if strange:
         raise UserError(
             f"{path}: refused, because reading it would run code: it asks for {strange}; use a safetensors file or "

@@ -177,6 +177,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
     assert mark.exists(), "the file of this test must be one that does harm when trusted"
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_numpy_beside_the_tensors_are_called_that(tmp_path: Path, protocol: int) -> None:
+    held = {"state_dict": {"a": torch.zeros(1)}, "mean": np.zeros(3)}
+    torch.save(held, tmp_path / "a.pth", pickle_protocol=protocol)
+    reason = refusal(lambda: read_tensors(tmp_path / "a.pth"))
+    assert "arrays of numpy" in reason
+    assert "run code" not in reason
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.filterwarnings("error")
 def test_protocols_that_torch_reads_only_where_code_is_trusted_are_said(
