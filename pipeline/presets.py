@@ -107,6 +107,8 @@ def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = Non
     """
     outside = list(dict.fromkeys(entry.name for entry in entries.values() if entry.repo or entry.folder))
     check_given(given)
+    if given is not None and given.is_file() and not outside:
+        raise UserError(f"--weights {given} is one file, preset '{name}' wants none; leave --weights out")
     if given is not None and given.is_file() and len(outside) > 1:
         wants = ", ".join(outside)
         raise UserError(f"--weights {given} is one file, preset '{name}' wants {wants}; give their folder")

@@ -153,6 +153,13 @@ def test_a_place_that_does_not_exist_is_said(tmp_path: Path) -> None:
             locate_weights(name, preset, tmp_path / "gone")
 
 
+def test_a_file_that_nothing_takes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "c.pth").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"c\.pth is one file, preset 'demo' wants none"):
+        load_recipe("demo", tmp_path / "c.pth")
+    assert load_recipe("demo", tmp_path).spec == load_recipe("demo").spec
+
+
 def test_one_file_will_do_where_one_is_wanted(tmp_path: Path) -> None:
     name = own_preset(tmp_path, f"{{mine: {{model: videomaev2, repo: a/b, file: c.pth, {ABOUT}}}}}")
     (tmp_path / "renamed.pth").write_bytes(b"1")
@@ -212,6 +219,8 @@ OTHERS = {
     },
     "motion": {"short_side": 120, "crop": 64, "precision": "bfloat16"},
 }  # fmt: skip
+# The demo has a stride, which leaves no room for other rules.
+ROOM = {"windows": ["semantic.stride=null", "semantic.windows=1"], "sampling": ["semantic.stride=null"]}
 
 
 def test_every_option_of_a_stage_is_in_its_key() -> None:
@@ -219,8 +228,9 @@ def test_every_option_of_a_stage_is_in_its_key() -> None:
     for stage, others in OTHERS.items():
         assert {*others, "weights"} >= set(type(getattr(preset, stage)).model_fields)
         for option, value in others.items():
-            # The demo has a stride, which leaves no room for other rules.
-            room = ["semantic.stride=null"] if option in ("windows", "sampling") else []
+            room = ROOM.get(option, [])
             other = f"{stage}.{option}={json.dumps(value)}"
             before, after = (load_recipe("demo", overrides=o).spec.stages() for o in (room, [*room, other]))
             assert before[stage].key != after[stage].key, (stage, option)
+    uniform = load_recipe("demo", overrides=[*ROOM["sampling"], "semantic.sampling=uniform"]).spec.semantic
+    assert uniform.sampling == "uniform"  # its key differs by the stride too

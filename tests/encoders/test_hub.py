@@ -116,6 +116,14 @@ def test_files_that_belong_together_go_into_a_folder(tmp_path: Path, weights_fil
         assert not (tmp_path / "hf" / "hub").exists()
 
 
+def test_a_folder_in_the_place_of_the_file_is_said(tmp_path: Path, weights_file: bytes) -> None:
+    (tmp_path / "to" / "vit" / "deep" / "model.pth").mkdir(parents=True)
+    with HubServer({FILE: weights_file}) as hub:
+        done = bmoe(tmp_path, hub, "fetch", "--preset", preset(tmp_path), "--to", tmp_path / "to")
+        assert "model.pth: is a folder" in refused(done)
+        assert hub.gets() == []
+
+
 def test_a_cut_connection_is_taken_up_again(tmp_path: Path, large_file: bytes) -> None:
     with HubServer({FILE: large_file}, cut_after=15 << 20) as hub:
         record = mine_of(bmoe(tmp_path, hub, "fetch", "--preset", preset(tmp_path), "--json"))
