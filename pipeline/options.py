@@ -16,7 +16,7 @@ Precision = Literal["float32", "bfloat16"]
 
 class SegmentOptions(Options):
     weights: str
-    label_size: tuple[int, int]
+    label_size: tuple[PositiveInt, PositiveInt]
     normalisation: Literal["mmseg", "lite"] = "mmseg"
     stride: int = Field(default=1, ge=1)
     crop: Literal["none", "person"] = "none"
@@ -73,6 +73,12 @@ class MotionOptions(Options):
     short_side: int = Field(default=256, ge=1)
     crop: int = Field(default=224, ge=1)
     precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > self.short_side:
+            raise ValueError(f"crop {self.crop} is more than the short_side {self.short_side} it is cut from")
+        return self
 
 
 class Batch(Options):

@@ -12,8 +12,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.encoders import stage_of
 from pipeline.encoders.digests import file_sha256
-from pipeline.encoders.weights import Weights, parse_entries, resolve_weights, weights_digest, weights_entry
+from pipeline.encoders.weights import (
+    Weights,
+    parse_entries,
+    resolve_weights,
+    weights_digest,
+    weights_entry,
+    weights_table,
+)
 from pipeline.errors import UserError
 from pipeline.options import Preset, RunOptions, SkeletonPreset, TokenOptions
 from pipeline.overrides import parse_override
@@ -76,13 +84,19 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
 
 
 def wanted_weights(preset: Preset | SkeletonPreset) -> dict[str, Weights]:
-    """Stage -> the entry of its weights. Raises UserError for an unknown one."""
+    """Stage -> the entry of its weights. Raises UserError for an unknown one, and for one of another stage."""
     if isinstance(preset, SkeletonPreset):
         return {}
-    return {
-        stage: weights_entry(getattr(preset, stage).weights, preset.weights)
-        for stage in ("segment", "semantic", "motion")
-    }
+    wanted = {}
+    for stage in ("segment", "semantic", "motion"):
+        entry = wanted[stage] = weights_entry(getattr(preset, stage).weights, preset.weights)
+        if stage_of(entry.model) not in (stage, None):
+            fit = (name for name, held in weights_table().items() if stage_of(held.model) == stage)
+            raise UserError(
+                f"{stage}.weights: {entry.name!r} is a {entry.model}, an encoder of the stage "
+                f"{stage_of(entry.model)}; use one of {', '.join(fit)}"
+            )
+    return wanted
 
 
 def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = None) -> dict[str, Path | None]:
@@ -93,6 +107,8 @@ def find_all(name: str, entries: Mapping[str, Weights], given: Path | None = Non
     """
     outside = list(dict.fromkeys(entry.name for entry in entries.values() if entry.repo or entry.folder))
     check_given(given)
+    if given is not None and given.is_file() and not outside:
+        raise UserError(f"--weights {given} is one file, preset '{name}' wants none; leave --weights out")
     if given is not None and given.is_file() and len(outside) > 1:
         wants = ", ".join(outside)
         raise UserError(f"--weights {given} is one file, preset '{name}' wants {wants}; give their folder")

@@ -84,7 +84,7 @@ def test_full_sizes_are_what_torch_counts(name: str) -> None:
 
 @pytest.mark.parametrize("family", ENCODER_MACS)
 def test_defaults_are_those_of_the_encoders(family: str) -> None:
-    module, attribute = FAMILIES[family]
+    module, attribute, _ = FAMILIES[family]
     model = getattr(__import__(module, fromlist=[attribute]), attribute)
     theirs = inspect.signature(model.__init__).parameters
     for name, mine in inspect.signature(ENCODER_MACS[family]).parameters.items():

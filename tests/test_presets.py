@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def test_broken_preset_names_file_and_field(tmp_path: Path, text: str, word: str
         read_preset(str(path))
 
 
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("motion.crop=300", "crop 300 is more than the short_side 96"),
+        ("motion.short_side=95", "crop 96 is more than the short_side 95"),
+        ("segment.label_size=[0, 0]", "segment.label_size"),
+        ("segment.label_size=[-3, 5]", "segment.label_size"),
+    ],
+)
+def test_options_that_no_frame_fits_are_refused(override: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        read_preset("demo", [override])
+
+
 def test_preset_names_do_not_leave_their_folder() -> None:
     with pytest.raises(UserError, match="no preset"):
         read_preset("../datasets/demo")
@@ -107,6 +122,21 @@ def test_the_example_of_the_documentation_is_a_preset(tmp_path: Path) -> None:
     assert entry.base / str(entry.path) == tmp_path / "checkpoints" / "checkpoint-49.pth"
 
 
+@pytest.mark.parametrize(
+    ("stage", "weights"),
+    [
+        ("segment", "demo-manet"),
+        ("semantic", "demo-segmenter"),
+        ("semantic", "demo-manet"),
+        ("motion", "demo-videomaev2"),
+    ],
+)
+def test_weights_of_another_stage_are_refused(stage: str, weights: str) -> None:
+    own = read_preset("demo").model_dump()[stage]["weights"]
+    with pytest.raises(UserError, match=rf"^{stage}\.weights: '{weights}' is a .*; use one of .*\b{own}\b"):
+        load_recipe("demo", overrides=[f"{stage}.weights={weights}"])
+
+
 def test_everything_missing_is_named_at_once_a_line_each(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("paper", tmp_path)
@@ -121,6 +151,13 @@ def test_a_place_that_does_not_exist_is_said(tmp_path: Path) -> None:
     for name, preset in (("manet-ma52", None), (None, "base")):
         with pytest.raises(UserError, match=r"--weights .*gone: no such file or folder"):
             locate_weights(name, preset, tmp_path / "gone")
+
+
+def test_a_file_that_nothing_takes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "c.pth").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"c\.pth is one file, preset 'demo' wants none"):
+        load_recipe("demo", tmp_path / "c.pth")
+    assert load_recipe("demo", tmp_path).spec == load_recipe("demo").spec
 
 
 def test_one_file_will_do_where_one_is_wanted(tmp_path: Path) -> None:
@@ -163,3 +200,37 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.pth").write_bytes(b"something else")
     with pytest.raises(UserError, match="'mine' pin 0000"):
         load_recipe(name, tmp_path)
+
+
+# --- wiring ----------------------------------------------------------------------------------------------
+
+# A value other than the demo's for every option of the stages but their weights, whose digest has its own tests.
+OTHERS = {
+    "segment": {
+        "label_size": [96, 80], "normalisation": "lite", "stride": 5, "crop": "person", "precision": "bfloat16",
+    },
+    "regions": {
+        "parts": "sapiens2_29", "box": "frame", "padding": 0.2, "smoothing": 3, "min_area": 0.001,
+        "clothing": "reassign", "mask": False, "carry": "blend",
+    },
+    "semantic": {
+        "stride": 3, "windows": 2, "sampling": "uniform", "normalisation": "none", "tokens": {"grid": [2, 2]},
+        "precision": "bfloat16",
+    },
+    "motion": {"short_side": 120, "crop": 64, "precision": "bfloat16"},
+}  # fmt: skip
+# The demo has a stride, which leaves no room for other rules.
+ROOM = {"windows": ["semantic.stride=null", "semantic.windows=1"], "sampling": ["semantic.stride=null"]}
+
+
+def test_every_option_of_a_stage_is_in_its_key() -> None:
+    preset = read_preset("demo")
+    for stage, others in OTHERS.items():
+        assert {*others, "weights"} >= set(type(getattr(preset, stage)).model_fields)
+        for option, value in others.items():
+            room = ROOM.get(option, [])
+            other = f"{stage}.{option}={json.dumps(value)}"
+            before, after = (load_recipe("demo", overrides=o).spec.stages() for o in (room, [*room, other]))
+            assert before[stage].key != after[stage].key, (stage, option)
+    uniform = load_recipe("demo", overrides=[*ROOM["sampling"], "semantic.sampling=uniform"]).spec.semantic
+    assert uniform.sampling == "uniform"  # its key differs by the stride too

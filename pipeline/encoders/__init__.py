@@ -16,14 +16,15 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2"),
-    "videomae-hf": ("pipeline.encoders.videomae_hf", "VideoMAEHF"),
-    "vjepa2": ("pipeline.encoders.vjepa2", "VJEPA2"),
-    "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg"),
-    "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg"),
-    "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter"),
-    "manet": ("pipeline.encoders.manet", "MANet"),
+# Name -> (module, class, the stage it is an encoder of).
+FAMILIES: Mapping[str, tuple[str, str, str]] = {
+    "videomaev2": ("pipeline.encoders.videomaev2", "VideoMAEv2", "semantic"),
+    "videomae-hf": ("pipeline.encoders.videomae_hf", "VideoMAEHF", "semantic"),
+    "vjepa2": ("pipeline.encoders.vjepa2", "VJEPA2", "semantic"),
+    "sapiens-seg": ("pipeline.encoders.sapiens", "SapiensSeg", "segment"),
+    "sapiens2-seg": ("pipeline.encoders.sapiens2", "Sapiens2Seg", "segment"),
+    "landmarks": ("pipeline.encoders.landmarks", "LandmarkSegmenter", "segment"),
+    "manet": ("pipeline.encoders.manet", "MANet", "motion"),
 }
 
 # Name -> (family, options that make the size). Sizes of the original releases; see each family's module.
@@ -59,11 +60,17 @@ def family_of(name: str) -> str:
     raise UserError(f"unknown model {name!r}: use one of {known}")
 
 
+def stage_of(name: str) -> str | None:
+    """The stage a model is for; None for a family of another package, which only its class could tell."""
+    family = family_of(name)
+    return FAMILIES[family][2] if family in FAMILIES else None
+
+
 def model_class(name: str) -> "type[nn.Module]":
     """The class of a model name. Raises UserError for an unknown one."""
     family = family_of(name)
     if family in FAMILIES:
-        module, attribute = FAMILIES[family]
+        module, attribute, _ = FAMILIES[family]
         found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
     else:
         found = importlib.metadata.entry_points(group=ENTRY_POINTS)[family].load()
@@ -71,12 +78,26 @@ def model_class(name: str) -> "type[nn.Module]":
 
 
 def model_options(name: str, build: "Callable[..., nn.Module]", config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the named size with config over them; UserError when ``build`` takes no such option."""
+    """Those of the named size with config over them.
+
+    Raises UserError when ``build`` takes no such option, or is annotated with another type than the value's. Other
+    packages annotate as they like, so their values are their own matter.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
     known = inspect.signature(build).parameters
-    for option in config:
+    options = dict(SIZES[name][1]) if name in SIZES else {}
+    for option, value in config.items():
         if option not in known:
             raise UserError(f"model {name!r} has no option {option!r}: use one of {', '.join(known)}")
-    return {**(SIZES[name][1] if name in SIZES else {}), **config}
+        try:
+            own = family_of(name) in FAMILIES
+            kind = known[option].annotation if own else Any
+            options[option] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"model {name!r}: {option} {value!r} will not do ({reason})") from None
+    return options
 
 
 def create_model(name: str, **config: Any) -> "nn.Module":
@@ -89,7 +110,7 @@ def create_model(name: str, **config: Any) -> "nn.Module":
     Works under ``torch.device("meta")`` too, for counting parameters without their memory.
 
     Raises:
-        UserError: unknown name, unknown option, or options that do not fit together.
+        UserError: unknown name, unknown option, a value that will not do, or options that do not fit together.
     """
     build = model_class(name)
     return build(**model_options(name, build, config))

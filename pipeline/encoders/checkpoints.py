@@ -133,7 +133,7 @@ def load_weights(model: "nn.Module", path: Path) -> tuple[Difference, ...]:
     kind = type(model).__name__
     looks_like = resembles(state)
     if kind == "VideoMAEv2":  # prefixes its original loader takes off; in the other families they are names
-        state = {re.sub(r"^(backbone|encoder)\.", "", key): value for key, value in state.items()}
+        state = _renamed(path, state)
     wanted = model.state_dict()
     differences = []
     for pattern, why in SURPLUS.get(kind, {}).items():
@@ -146,9 +146,41 @@ def load_weights(model: "nn.Module", path: Path) -> tuple[Difference, ...]:
             differences.append(Difference("absent", tuple(missing), why))
             state |= {key: torch.zeros(wanted[key].shape) for key in missing}
     _check_fit(path, looks_like, kind, wanted, state)
+    _check_numbers(path, wanted, state)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     model.load_state_dict(state, strict=True, assign=any(p.is_meta for p in model.parameters()))
     return tuple(differences)
+
+
+def _renamed(path: Path, state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The state without the prefixes of VideoMAE-V2. Raises UserError where two tensors then have one name."""
+    names: dict[str, str] = {}  # without prefixes -> as the file has it
+    for name in state:
+        bare = re.sub(r"^((backbone|encoder|_orig_mod)\.)+", "", name)
+        if bare in names:
+            raise UserError(
+                f"{path}: holds {bare} twice, as {names[bare]} and {name}; save the encoder's own tensors alone"
+            )
+        names[bare] = name
+    return {bare: state[name] for bare, name in names.items()}
+
+
+def _check_numbers(path: Path, wanted: Mapping[str, "Tensor"], state: Mapping[str, "Tensor"]) -> None:
+    """Raises UserError naming the first tensor of another kind of number, or with numbers that are none."""
+    import torch
+
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, value in wanted.items():
+        held = state[name]
+        if (held.dtype in floats) != value.is_floating_point():
+            kinds = f"{held.dtype}, not {value.dtype}".replace("torch.", "")
+            raise UserError(
+                f"{path}: {name} is {kinds}; use the file of this model in floating point, not quantised"
+            )
+        if not held.isfinite().all():
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity; use a file of a training run that converged"
+            )
 
 
 def _check_fit(
@@ -179,7 +211,10 @@ def _options_of(missing: list[str], unexpected: list[str]) -> list[str]:
     ends = {f"{part}.{name}" for part in ("norm", "fc_norm", "head") for name in ("weight", "bias")}
     if not missing or {*missing, *unexpected} - ends:
         return []
-    options = [f"final_norm: {norm}" for norm in ("norm", "fc_norm") if f"{norm}.weight" in unexpected]
+    norms = [n for n in ("norm", "fc_norm") if {f"{n}.weight", f"{n}.bias"} <= {*unexpected}]
+    if not norms and any("norm." in key for key in missing):
+        return []  # no option does without a norm
+    options = [f"final_norm: {norm}" for norm in norms]
     return [*options, "num_classes: 0"] if "head.weight" in missing else options
 
 

@@ -1,7 +1,7 @@
 """What the stages ask of an encoder. A class that answers this can be added in one file; see docs/segmentation.md."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipeline.spec import SegmentSpec
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Part labels of single frames, for the segment stage.
 
@@ -46,6 +47,7 @@ class Segmenter(Protocol):
         ...
 
 
+@runtime_checkable
 class WindowEncoder(Protocol):
     """One feature vector per window of frames, for the semantic stage; see docs/encoders.md.
 

@@ -64,6 +64,8 @@ def _fetch_file(entry: Weights, name: str, to: Path | None, listen: Listener) ->
         )
     blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
     target = to / PurePosixPath(repo).name / name if to else blobs / facts.etag
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder, where the file {name} goes; move it away")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{facts.etag[:16]}.part")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -148,17 +149,17 @@ class MANet(nn.Module):
     def __init__(
         self,
         *,
-        width: int = 64,
-        depths: Sequence[int] = (3, 4, 6, 3),
-        num_classes: int = 52,
-        embed_dim: int = 300,
-        segments: int = 8,
+        width: PositiveInt = 64,
+        depths: Sequence[PositiveInt] = (3, 4, 6, 3),
+        num_classes: PositiveInt = 52,
+        embed_dim: PositiveInt = 300,
+        segments: PositiveInt = 8,
     ) -> None:
         super().__init__()
-        if width < SHIFT_DIV or width % SHIFT_DIV or not 1 <= len(depths) <= 4 or min(depths) < 1:
+        if width % SHIFT_DIV or not 1 <= len(depths) <= 4:
             raise UserError(
-                f"manet: width {width} must be a positive multiple of {SHIFT_DIV} and depths {list(depths)} "
-                "one to four positive numbers"
+                f"manet: width {width} must be a multiple of {SHIFT_DIV} and depths {list(depths)} one to four "
+                "numbers"
             )
         self.segments = segments
         self.backbone = ResNetTSM(width, depths, segments)

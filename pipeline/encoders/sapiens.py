@@ -7,12 +7,13 @@ The head's InstanceNorm uses the statistics of the image at hand in evaluation t
 tiling an input changes its labels, so every frame goes through whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from pipeline.encoders.preprocess import sapiens_input
@@ -149,15 +150,15 @@ class SapiensSeg(nn.Module):
     def __init__(
         self,
         *,
-        embed_dim: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        image_size: Sequence[int] = (1024, 768),
-        head_channels: int = 768,
-        num_classes: int = 28,
+        embed_dim: PositiveInt = 1024,
+        depth: NonNegativeInt = 24,
+        num_heads: PositiveInt = 16,
+        image_size: tuple[PositiveInt, PositiveInt] = (1024, 768),
+        head_channels: PositiveInt = 768,
+        num_classes: PositiveInt = 28,
     ) -> None:
         super().__init__()
-        if len(image_size) != 2 or image_size[0] % PATCH or image_size[1] % PATCH or embed_dim % num_heads:
+        if image_size[0] % PATCH or image_size[1] % PATCH or embed_dim % num_heads:
             raise UserError(
                 f"sapiens-seg: image_size {list(image_size)} must be [height, width] in multiples of {PATCH} "
                 f"and embed_dim {embed_dim} a multiple of num_heads {num_heads}"

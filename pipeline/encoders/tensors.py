@@ -74,6 +74,10 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
     asked = re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL )?([\w.]+\.\w+)", str(error))
     protocol, called = (2, []) if asked else _outline(path)
     strange = asked[1] if asked else next((name for name in called if not name.startswith(ORDINARY)), None)
+    if strange and re.fullmatch(r"numpy\._?core\.multiarray\._reconstruct", strange):
+        raise UserError(
+            f"{path}: holds arrays of numpy, and only tensors are read; save its state dict alone, or as safetensors"
+        ) from None
     if strange:
         raise UserError(
             f"{path}: refused, because reading it would run code: it asks for {strange}; use a safetensors file or "
@@ -128,13 +132,13 @@ def _read(path: Path) -> Any:
         head = file.read(64)
     if not head:
         raise UserError(f"{path}: empty; get it again")
-    for beginning, what in FOREIGN.items():
-        if head.startswith(beginning):
-            raise UserError(f"{path}: {what}")
-    if head[8:9] == b"{":  # behind the length of a JSON header
+    if head[6:9] == b"\0\0{":  # behind the 8 bytes of a JSON header's length, which may begin like anything
         from safetensors.torch import load_file
 
         return load_file(path)
+    for beginning, what in FOREIGN.items():
+        if head.startswith(beginning):
+            raise UserError(f"{path}: {what}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = {"/".join(name.split("/")[1:]) for name in archive.namelist()}

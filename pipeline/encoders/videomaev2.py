@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -132,14 +133,14 @@ class VideoMAEv2(nn.Module):
     def __init__(
         self,
         *,
-        img_size: int = 224,
-        patch_size: int = 16,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        num_frames: int = 16,
-        num_classes: int = 710,
-        mlp_ratio: float = 4.0,
+        img_size: PositiveInt = 224,
+        patch_size: PositiveInt = 16,
+        embed_dim: PositiveInt = 768,
+        depth: NonNegativeInt = 12,
+        num_heads: PositiveInt = 12,
+        num_frames: PositiveInt = 16,
+        num_classes: NonNegativeInt = 710,
+        mlp_ratio: PositiveFloat = 4.0,
         final_norm: Literal["fc_norm", "norm"] = "fc_norm",
         position: Literal["computed", "interpolated"] = "computed",
     ) -> None:
@@ -148,11 +149,6 @@ class VideoMAEv2(nn.Module):
             raise UserError(
                 f"videomaev2: img_size {img_size} must be a multiple of patch_size {patch_size}, num_frames "
                 f"{num_frames} even and embed_dim {embed_dim} a multiple of num_heads {num_heads}"
-            )
-        if final_norm not in ("fc_norm", "norm") or position not in ("computed", "interpolated"):
-            raise UserError(
-                f"videomaev2: final_norm {final_norm!r} must be 'fc_norm' or 'norm', and position "
-                f"{position!r} 'computed' or 'interpolated'"
             )
         self.input_shape = (3, num_frames, img_size, img_size)
         self.feature_dim = embed_dim

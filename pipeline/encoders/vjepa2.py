@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -30,7 +31,7 @@ class VJEPA2(nn.Module):
         num_frames: frames per window.
     """
 
-    def __init__(self, *, config: Mapping[str, Any], num_frames: int = 16) -> None:
+    def __init__(self, *, config: Mapping[str, Any], num_frames: PositiveInt = 16) -> None:
         super().__init__()
         settings: Any = VJEPA2Config(**config)
         self.encoder = VJEPA2Model(settings).encoder
@@ -40,7 +41,7 @@ class VJEPA2(nn.Module):
         self.token_shape = (num_frames // settings.tubelet_size, side, side)
 
     @classmethod
-    def from_files(cls, path: Path, *, num_frames: int = 16) -> Self:
+    def from_files(cls, path: Path, *, num_frames: PositiveInt = 16) -> Self:
         """From a folder with config.json and model.safetensors, or the latter; strict.
 
         Raises UserError naming the folder.

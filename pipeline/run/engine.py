@@ -15,6 +15,8 @@ import torch
 from pipeline.decode import DecodeJob, DecodePool, Frames
 from pipeline.decode.spans import SpanFrames
 from pipeline.encoders.checkpoints import open_encoder
+from pipeline.encoders.contract import Segmenter, WindowEncoder
+from pipeline.encoders.manet import MANet
 from pipeline.encoders.preprocess import manet_indices
 from pipeline.errors import ClipError, UserError
 from pipeline.events import Event, Listener, silent
@@ -90,6 +92,13 @@ class Engine(AbstractContextManager["Engine"]):
     def _encoder(self, stage: str) -> Any:
         spec: Any = self.recipe.spec.stages()[stage]
         model, differences = open_encoder(spec.model, spec.config, self.recipe.weights[stage])
+        # Families of other packages do not say which stage they are for, so the model has to.
+        contract = {"segment": Segmenter, "semantic": WindowEncoder, "motion": MANet}[stage]
+        if not isinstance(model, contract):
+            raise UserError(
+                f"{stage}.weights: a {spec.model} is no {contract.__name__}; use weights of one, or give its "
+                "class what pipeline/encoders/contract.py asks for"
+            )
         self.differences[stage] = [str(difference) for difference in differences]
         for text in self.differences[stage]:
             self.listen(Event("note", stage, text=f"weights of {spec.model}: {text}"))

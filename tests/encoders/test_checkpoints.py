@@ -47,7 +47,13 @@ def assert_loaded(model: nn.Module, expected: dict[str, Tensor]) -> None:
 # --- fitting ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "module.backbone.", "model.", "_orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "backbone.", "encoder.", "module.backbone.", "model.", "_orig_mod.", "_orig_mod.backbone.",
+        "backbone._orig_mod.", "encoder._orig_mod.",
+    ],
+)  # fmt: skip
 def test_prefixes_of_the_original_loader_come_off(
     tmp_path: Path, state: dict[str, Tensor], prefix: str
 ) -> None:
@@ -80,6 +86,37 @@ def test_floats_become_float32(
     encoder = load_encoder("videomaev2", VIT, path)
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     assert_loaded(encoder, {key: value.float() for key, value in lower.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_floats_are_refused(
+    tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    torch.save({**state, "fc_norm.bias": state["fc_norm.bias"].to(dtype)}, tmp_path / "a.pth")
+    reason = refusal(lambda: load_encoder("videomaev2", VIT, tmp_path / "a.pth"))
+    assert f"fc_norm.bias is {str(dtype).removeprefix('torch.')}, not float32" in reason
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, state: dict[str, Tensor], number: float
+) -> None:
+    broken = state["blocks.1.attn.proj.weight"].clone()
+    broken[3, 5] = number
+    torch.save({**state, "blocks.1.attn.proj.weight": broken}, tmp_path / "a.pth")
+    reason = refusal(lambda: load_encoder("videomaev2", VIT, tmp_path / "a.pth"))
+    assert "blocks.1.attn.proj.weight holds NaN or infinity" in reason
+
+
+@pytest.mark.parametrize("prefixes", [("", "backbone."), ("backbone.", "encoder."), ("encoder.", "")])
+def test_two_tensors_of_one_name_are_refused(
+    tmp_path: Path, state: dict[str, Tensor], prefixes: tuple[str, str]
+) -> None:
+    first, second = (f"{prefix}fc_norm.weight" for prefix in prefixes)
+    held = {f"{prefixes[0]}{key}": value for key, value in state.items()}
+    torch.save({**held, second: state["fc_norm.weight"] + 1}, tmp_path / "a.pth")
+    reason = refusal(lambda: load_encoder("videomaev2", VIT, tmp_path / "a.pth"))
+    assert f"holds fc_norm.weight twice, as {first} and {second};" in reason
 
 
 def test_integer_buffers_stay_integers(tmp_path: Path) -> None:
@@ -125,6 +162,11 @@ def test_the_norm_a_file_has_is_asked_for(
     assert "4 missing: fc_norm.weight, fc_norm.bias, head.weight, head.bias" in reason
     assert "2 unexpected: norm.weight, norm.bias" in reason
     assert reason.endswith("needs the config {final_norm: norm, num_classes: 0}")
+    bare = {key: value for key, value in pretraining.items() if not key.startswith("encoder.norm.")}
+    torch.save({"model": bare}, tmp_path / "bare.pth")
+    reason = refusal(lambda: load_encoder("videomaev2", VIT, tmp_path / "bare.pth"))
+    assert "4 missing: fc_norm.weight" in reason
+    assert "needs the config" not in reason  # no norm at all: no config would fit
     torch.save(state, tmp_path / "tuned.pth")
     reason = refusal(lambda: load_encoder("videomaev2", MAE, tmp_path / "tuned.pth"))
     assert reason.endswith("needs the config {final_norm: fc_norm}")

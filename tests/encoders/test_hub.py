@@ -116,6 +116,14 @@ def test_files_that_belong_together_go_into_a_folder(tmp_path: Path, weights_fil
         assert not (tmp_path / "hf" / "hub").exists()
 
 
+def test_a_folder_in_the_place_of_the_file_is_said(tmp_path: Path, weights_file: bytes) -> None:
+    (tmp_path / "to" / "vit" / "deep" / "model.pth").mkdir(parents=True)
+    with HubServer({FILE: weights_file}) as hub:
+        done = bmoe(tmp_path, hub, "fetch", "--preset", preset(tmp_path), "--to", tmp_path / "to")
+        assert "model.pth: is a folder" in refused(done)
+        assert hub.gets() == []
+
+
 def test_a_cut_connection_is_taken_up_again(tmp_path: Path, large_file: bytes) -> None:
     with HubServer({FILE: large_file}, cut_after=15 << 20) as hub:
         record = mine_of(bmoe(tmp_path, hub, "fetch", "--preset", preset(tmp_path), "--json"))
@@ -150,6 +158,16 @@ def test_another_file_than_the_pinned_one_is_not_even_downloaded(tmp_path: Path,
         done = bmoe(tmp_path, hub, "fetch", "--preset", preset(tmp_path, sha256="0" * 64))
         assert "nothing was downloaded" in refused(done)
         assert hub.gets() == []
+
+
+def test_a_pin_holds_where_the_hub_promises_nothing(tmp_path: Path, weights_file: bytes) -> None:
+    damaged = bytes([weights_file[0] ^ 1]) + weights_file[1:]
+    pinned = preset(tmp_path, sha256=hashlib.sha256(weights_file).hexdigest())
+    with HubServer({FILE: damaged}, etags={FILE: "a" * 40}) as hub:  # a git hash, as small files have
+        assert "thrown away" in refused(bmoe(tmp_path, hub, "fetch", "--preset", pinned))
+    assert not [
+        path for path in (tmp_path / "hf").rglob("*") if path.is_file() and path.stat().st_size > 1000
+    ]
 
 
 def test_bytes_that_are_not_those_promised_are_thrown_away(tmp_path: Path, weights_file: bytes) -> None:

@@ -140,6 +140,22 @@ def test_keys_of_videomae_attention_have_no_bias() -> None:
     torch.testing.assert_close(attention(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "eps"),
+    [
+        ("videomaev2", TINY_VIT, {nn.LayerNorm: 1e-6}),
+        ("videomaev2", {**TINY_VIT, "final_norm": "norm"}, {nn.LayerNorm: 1e-6}),
+        ("sapiens-seg", TINY_SEG, {nn.LayerNorm: 1e-6, nn.InstanceNorm2d: 1e-5}),
+        ("manet", TINY_MANET, {nn.BatchNorm2d: 1e-5}),
+    ],
+)
+def test_the_eps_of_every_norm_is_that_of_the_original(
+    name: str, config: dict[str, object], eps: dict[type[nn.Module], float]
+) -> None:
+    modules = build_on_meta(name, **config).modules()
+    assert {(type(norm), norm.eps) for norm in modules if hasattr(norm, "eps")} == set(eps.items())
+
+
 def test_features_ignore_what_layer_norm_takes_away() -> None:
     """A constant added to every channel of every token passes the residual stream, and no norm lets it out."""
     torch.manual_seed(0)
@@ -249,6 +265,22 @@ def test_outputs_and_independence_of_the_batch(
         ("sapiens-seg", {"image_size": [100, 96]}, ["image_size [100, 96]", "16"]),
         ("manet", {"width": 12}, ["width 12", "8"]),
         ("manet", {"depths": []}, ["depths []"]),
+        ("manet", {"depths": 3}, ["depths 3"]),
+        ("manet", {"depths": [1, 0]}, ["depths [1, 0]"]),
+        ("manet", {"width": 0}, ["width 0"]),
+        ("manet", {"segments": 0}, ["segments 0", "greater than 0"]),
+        ("sapiens-seg", {"image_size": 768}, ["image_size 768"]),
+        ("sapiens-seg", {"image_size": [0, 0]}, ["image_size [0, 0]"]),
+        ("sapiens-seg", {"image_size": [1024]}, ["image_size [1024]"]),
+        ("videomaev2", {"num_heads": 0}, ["num_heads 0"]),
+        ("videomaev2", {"patch_size": 0}, ["patch_size 0"]),
+        ("videomaev2", {"num_classes": -1}, ["num_classes -1"]),
+        ("videomaev2", {"embed_dim": "x"}, ["embed_dim 'x'", "integer"]),
+        ("videomaev2", {"depth": -1}, ["depth -1"]),
+        ("videomaev2", {"img_size": 0}, ["img_size 0"]),
+        ("videomaev2", {"num_frames": 0}, ["num_frames 0"]),
+        ("videomaev2", {"mlp_ratio": 0}, ["mlp_ratio 0"]),
+        ("vjepa2", {"num_frames": 0}, ["num_frames 0"]),
     ],
 )
 def test_mistakes_name_the_choices(name: str, config: dict[str, object], words: list[str]) -> None:

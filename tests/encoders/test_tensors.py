@@ -82,6 +82,19 @@ def test_safetensors_and_old_pickles(tmp_path: Path, state: dict[str, Tensor]) -
         assert_same(read_tensors(tmp_path / name), state)
 
 
+@pytest.mark.parametrize("beginning", [b"<", b"\x1f\x8b"])
+def test_the_length_of_a_safetensors_header_may_look_like_another_form(
+    tmp_path: Path, beginning: bytes
+) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    length = int.from_bytes(beginning, "little")
+    length += 256 ** len(beginning) * (length < len(header))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\0" * 4)
+    assert path.read_bytes().startswith(beginning)
+    assert_same(read_tensors(path), {"a": torch.zeros(1)})
+
+
 def test_what_training_scripts_store_beside_the_tensors_is_harmless(tmp_path: Path) -> None:
     beside = {
         "args": argparse.Namespace(lr=1e-3, data=["a"]),
@@ -164,6 +177,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
     assert mark.exists(), "the file of this test must be one that does harm when trusted"
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_numpy_beside_the_tensors_are_called_that(tmp_path: Path, protocol: int) -> None:
+    held = {"state_dict": {"a": torch.zeros(1)}, "mean": np.zeros(3)}
+    torch.save(held, tmp_path / "a.pth", pickle_protocol=protocol)
+    reason = refusal(lambda: read_tensors(tmp_path / "a.pth"))
+    assert "arrays of numpy" in reason
+    assert "run code" not in reason
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.filterwarnings("error")
 def test_protocols_that_torch_reads_only_where_code_is_trusted_are_said(
@@ -193,7 +215,7 @@ def test_an_archive_made_to_fill_the_memory_is_refused(tmp_path: Path, large: st
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!doctype html><title>404</title>", "web page"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (b"PK\x03\x04 and then nothing", "cut short"),
         (b"no weights", "damaged, or no weights file"),
     ],

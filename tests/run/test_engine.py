@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,12 @@ def test_compiling_without_a_compiler_is_refused_at_once(
 
 def test_compiled_code_lies_beside_the_cache(tmp_path: Path) -> None:
     assert compiled.code_folder(tmp_path / "ma52") == tmp_path.resolve() / "ma52.compiled"
+
+
+def test_a_model_that_is_not_of_its_stage_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    spec, manet = recipe.spec, recipe.spec.motion
+    wrong = spec.replaced(replace(spec.semantic, model=manet.model, config=manet.config))
+    weights = {**recipe.weights, "semantic": recipe.weights["motion"]}
+    with pytest.raises(UserError, match="a manet is no WindowEncoder"):
+        Engine(tmp_path, tmp_path, replace(recipe, spec=wrong, weights=weights), ("semantic",))
