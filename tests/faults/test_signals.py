@@ -19,9 +19,11 @@ def test_stopped_and_run_again(
     events, said = tmp_path / "events", tmp_path / "said"
     pid = forks.command(cache, events, said)
     until(lambda: len(passed(events)) > 2 * BLOCK)
+    os.kill(pid, signal.SIGSTOP)  # or it may be through before it is asked to stop
     (running,) = in_flight(cache, "demo")
     assert (running["running"], running["pid"]) == (True, pid)
     os.kill(pid, number)
+    os.kill(pid, signal.SIGCONT)
     assert forks.wait(pid) == status
     last = said.read_text().splitlines()[-1]
     assert last == "stopped; what is finished is kept, run the same command to go on"
