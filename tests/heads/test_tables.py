@@ -100,6 +100,39 @@ def test_experts(retrain: bool, streams: dict, cache: Path, folder: Path) -> Non
         assert record["own_costs_most"][row] == own
 
 
+def plain_cache(root: Path, experts: dict[str, tuple[int, ...]]) -> Path:
+    """The demo's features under the taxonomy that an imported list gets: one group; and these expert classes."""
+    cache = make_cache(root)
+    path = manifest_path(cache, "demo")
+    manifest = read_manifest(path)
+    names = [label.name for label in manifest.taxonomy.labels]
+    values = {"label_space": "own", "label_kind": "single", "labels": names, "experts": experts}
+    write_manifest(replace(manifest, taxonomy=parse_taxonomy({"name": "demo", **values}, "demo")), path)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("experts", "verdict"),
+    [({}, None), ({"head": (0, 1), "body": (2,)}, "2 experts that have classes with clips")],
+)
+def test_experts_without_classes(
+    experts: dict[str, tuple[int, ...]], verdict: str | None, tmp_path: Path
+) -> None:
+    """The table is whole; what experts cost on their own classes is said of those that have some."""
+    words = common(plain_cache(tmp_path / "cache", experts), tmp_path / "runs")
+    for more in ((), ("--no-retrain",)):
+        status, out, _ = call("ablate", "experts", *more, *words)
+        record = json.loads(out)
+        assert status == 0
+        assert [row["row"] for row in record["rows"]] == ["none", *(f"drop_{r}" for r in REGIONS)]
+        assert list(record["own_costs_most"]) == [f"drop_{name}" for name in experts]
+        assert bool(record["costs"]) == bool(experts)
+        text = call("ablate", "experts", *more, *words[:-1])[1]
+        assert verdict in text if verdict else "costs most" not in text and "cost by" not in text
+        scores = record["rows"][0]["scores"]  # no group to be right about
+        assert not [name for name in scores if name.startswith("coarse") or name == "f1_mean"]
+
+
 def test_tables_of_clips_with_several_labels(tmp_path: Path) -> None:
     """They have no top-1: the tables show mAP."""
     cache = make_cache(tmp_path / "cache")
