@@ -133,6 +133,20 @@ def test_experts_without_classes(
         assert not [name for name in scores if name.startswith("coarse") or name == "f1_mean"]
 
 
+def test_train_says_that_stage_1_was_left_out(tmp_path: Path) -> None:
+    cache = plain_cache(tmp_path / "cache", {})
+    words = ("train", "--dataset", "demo", "--cache", cache, "--head", "bmoe_tiny", *FAST)
+    text = call(*words, "--run", tmp_path / "none")[1]
+    assert "stage 1 was left out: the dataset gives the experts no classes with clips; --set" in text
+    given = ("--set", "expert_classes={head: [0, 1]}", "--run")
+    text = call(*words, *given, tmp_path / "some")[1]
+    assert "stage 1 was left out for body, upper_limb, lower_limb: " in text
+    record = json.loads(call(*words, *given, tmp_path / "json", "--json")[1])
+    assert (list(record["experts"]), record["experts_without_stage1"]) == (["head"], list(REGIONS[1:]))
+    record = json.loads(call(*words, "--set", "semantic.enabled=false", "--run", tmp_path / "m", "--json")[1])
+    assert record["experts_without_stage1"] == []
+
+
 def test_tables_of_clips_with_several_labels(tmp_path: Path) -> None:
     """They have no top-1: the tables show mAP."""
     cache = make_cache(tmp_path / "cache")
