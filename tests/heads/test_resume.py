@@ -1,5 +1,6 @@
 """An interrupted run goes on where it was, and ends with the bytes of a run that was left alone."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from heads.checkpoint import Checkpoint, read_state, write_state
 from heads.config import load_config
+from heads.evaluate import evaluate
 from heads.train import RunPlan, RunResult, train_group
 from pipeline.errors import UserError
 from tests.heads.synthetic import synthetic
@@ -54,6 +56,18 @@ def test_an_interrupted_run_goes_on(stop: tuple[str, int], unbroken: Path, tmp_p
         assert len(events) == 1
     kept = {p.name: p.read_bytes() for p in (tmp_path / "experts").iterdir()}
     assert kept == {p.name: p.read_bytes() for p in (unbroken / "experts").iterdir()}
+
+
+def test_an_unfinished_run_is_not_evaluated(unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        run(tmp_path, ("fusion", 1))
+    with pytest.raises(UserError, match="seed0: the run is not finished; run the same `train` command to go on"):
+        evaluate(tmp_path / "seed0", Path("x"), features=SMALL)
+    lost = tmp_path / "lost"
+    shutil.copytree(unbroken / "seed0", lost)
+    (lost / "best.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best\.safetensors: cannot be read; train the run again"):
+        evaluate(lost, Path("x"), features=SMALL)
 
 
 def test_killed_and_started_again(unbroken: Path, tmp_path: Path) -> None:
