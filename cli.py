@@ -168,7 +168,9 @@ def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
 
 @app.command()
 def preview(
-    clips: Annotated[list[str], typer.Argument(help="Clip ids, as `info` and the clip table have them.")],
+    clips: Annotated[
+        list[str], typer.Argument(help="Clip ids or paths of videos, as `dataset export` lists them.")
+    ],
     dataset: Dataset,
     cache: Cache,
     out: Annotated[Path, typer.Option("--out", help="Folder of the pictures.")] = Path("previews"),
@@ -179,7 +181,7 @@ def preview(
 
     paths = write_previews(cache, dataset, clips, out)
     record = {"previews": {clip: str(path) for clip, path in paths.items()}}
-    show(as_json, record, "\n".join(str(path) for path in paths.values()))
+    show(as_json, record, "\n".join(f"{clip} -> {path}" for clip, path in paths.items()))
 
 
 @app.command()

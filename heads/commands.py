@@ -82,9 +82,7 @@ def train(
             typer.echo(epoch_line(record), err=True)
 
     config = _config(head, recipe, overrides)
-    result = train_head(
-        cache, dataset, config, folder, seed, device=device, compiled=compiled, on_epoch=say
-    )
+    result = train_head(cache, dataset, config, folder, seed, device=device, compiled=compiled, on_epoch=say)
     unknown = read_run(folder)[1]["label_vectors"]["oov"]
     staged = config.head == "bmoe" and config.semantic.enabled
     untrained = [name for name in config.experts if staged and name not in result.experts]

@@ -149,6 +149,20 @@ def test_preview_draws_the_clip(built_cache: Path, tmp_path: Path) -> None:
         assert len(picture.getcolors(1 << 24)) > 1000
 
 
+def test_preview_takes_the_path_of_a_video(built_cache: Path, tmp_path: Path) -> None:
+    """As the clip table and the features.json of an export have it; the lines say which clips it is."""
+    where = ("--dataset", "demo", "--cache", built_cache, "--out")
+    assert run("export", *where, tmp_path / "x", "--to", "npz", "--json")[0] == 0
+    entries = json.loads((tmp_path / "x" / "features.json").read_text())["database"].values()
+    video = next(e["video_path"] for e in entries if e["clip_id"] == "demo:val:val_0012")
+    assert run("preview", video, *where, tmp_path)[1] == (
+        f"demo:val:val_0012 -> {tmp_path / 'demo_val_val_0012.png'}\n"
+    )
+    near = "near: demo:val:val_0012; `dataset export` lists all"
+    assert near in run("preview", "val_0012.mp4", *where, tmp_path)[2]
+    assert "the first: demo:train:" in run("preview", "nobody.mp4", *where, tmp_path)[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

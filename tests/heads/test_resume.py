@@ -61,7 +61,9 @@ def test_an_interrupted_run_goes_on(stop: tuple[str, int], unbroken: Path, tmp_p
 def test_an_unfinished_run_is_not_evaluated(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(StopError):
         run(tmp_path, ("fusion", 1))
-    with pytest.raises(UserError, match="seed0: the run is not finished; run the same `train` command to go on"):
+    with pytest.raises(
+        UserError, match="seed0: the run is not finished; run the same `train` command to go on"
+    ):
         evaluate(tmp_path / "seed0", Path("x"), features=SMALL)
     lost = tmp_path / "lost"
     shutil.copytree(unbroken / "seed0", lost)
