@@ -43,8 +43,8 @@ def write_previews(cache_root: Path, dataset: str, names: Sequence[str], out: Pa
         key = keys.get(clip.clip_id)
         if key not in segment.clips or key not in regions.clips:
             raise UserError(
-                f"clip {clip.clip_id} has no regions in this cache: `bmoe-cache info --dataset {dataset}` says whether it "
-                "is quarantined; otherwise run `bmoe-cache build`"
+                f"clip {clip.clip_id} has no regions in this cache: `bmoe-cache info --dataset {dataset}` says "
+                "whether it is quarantined; otherwise run `bmoe-cache build`"
             )
         tasks.append(ClipTask(str(key), clip, 0))
     paths = {}
