@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,6 +342,33 @@ def test_processes_give_what_one_process_gives(cache: Path, tmp_path: Path) -> N
     for seed in (0, 1):
         files = [(tmp_path / w / f"a-seed{seed}" / "best.safetensors").read_bytes() for w in ("1", "2")]
         assert files[0] == files[1]
+
+
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(cache: Path, tmp_path: Path) -> None:
+    """As a terminal does it: every process of the group is told. One line, from the command alone."""
+    words = ("--dataset", "demo", "--cache", cache, "--runs", tmp_path, "--head", "bmoe_tiny", "--seeds", "1")
+    long = (
+        "--workers",
+        "3",
+        "--set",
+        "d_model=80",
+        "--set",
+        "stage1.epochs=100000",
+        "--set",
+        "stage2.epochs=1",
+    )
+    command = [sys.executable, "-m", "cli", "ablate", "streams", *map(str, words), *long]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        done = tmp_path / "motion_only-seed0" / "result.json"  # it has no stage 1; its process waits for more
+        while not done.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("stopped; what is finished is kept, run the same command to go on\n")
 
 
 def test_paper_numbers() -> None:
