@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import cli
 from tests.run.worlds import bmoe
 
 RUNNER = CliRunner()
+ROOT = Path(cli.__file__).parent
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -214,3 +216,14 @@ def test_training_from_the_cache_alone(built_cache: Path, tmp_path: Path) -> Non
     assert json.loads(out)["top1"] == pytest.approx(trained["scores"]["top1"])
     info = json.loads((tmp_path / "run" / "info.json").read_text())
     assert "seeded" in info["label_vectors"]["source"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_make_takes_paths_with_blanks() -> None:
+    given = {name: f"/x/my {name.lower()}" for name in ("CACHE", "WEIGHTS", "RUN", "RUNS")}
+    targets = ("segment", "extract", "train", "ablations")
+    words = ["make", "-n", *targets, *(f"{name}={value}" for name, value in given.items())]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = [word for line in done.stdout.splitlines() if "bmoe-cache" in line for word in shlex.split(line)]
+    assert set(given.values()) <= set(said)
+    assert not {"my", "/x/my"} & set(said)
