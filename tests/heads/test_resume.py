@@ -122,6 +122,8 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     assert found[1] == {"epoch": 3, "rank": float("-inf")}
     assert all(torch.equal(found[0][name], tensor) for name, tensor in tensors.items())
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode  # the umask's, as of any file
     checkpoint = Checkpoint(path, "key", every_s=1000)
     assert checkpoint.load() is None
     assert not checkpoint.due()

@@ -423,7 +423,12 @@ def test_lines_of_old_macs_and_half_surrogates(tmp_path: Path) -> None:
 
 def test_a_table_without_commas_is_shown(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("video_path;label\na.mp4;nod\n")
-    with pytest.raises(UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*commas"):
+    with pytest.raises(
+        UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*by semicolons: save"
+    ):
+        import_dataset("mine", tmp_path, "csv")
+    (tmp_path / "a.csv").write_text("path,label\na.mp4,nod\n")
+    with pytest.raises(UserError, match=r"with commas between them$"):
         import_dataset("mine", tmp_path, "csv")
 
 
