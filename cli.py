@@ -44,6 +44,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cache frozen body-part video features once, then train micro-action heads in minutes.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bmoe-cache {version('bmoe-cache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(weights_commands.app, name="weights")
 app.add_typer(exchange_commands.app, name="import")

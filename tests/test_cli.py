@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    assert run("--version") == (0, f"bmoe-cache {version('bmoe-cache')}\n", "")
 
 
 def test_planning_loads_no_torch(built_cache: Path) -> None:
