@@ -62,11 +62,11 @@ def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset | SkeletonPr
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             reason = f"{field}: {first['msg'].removeprefix('Value error, ')}"
-            if override := blamed(overrides, first["loc"]):
+            if wrong := blamed(overrides, first["loc"]):
                 if first["type"] == "extra_forbidden":
-                    key = override.partition("=")[0]
+                    key = wrong.partition("=")[0]
                     reason = f"unknown option{near(max(key, field, key=len), keys_of(model))}"
-                raise UserError(f"--set {override}: {reason}") from None
+                raise UserError(f"--set {wrong}: {reason}") from None
         else:
             reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a preset ({reason}); see manifests/presets/demo.yaml") from None
