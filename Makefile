@@ -19,8 +19,9 @@ HEAD    ?= bmoe_b768
 endif
 
 # WEIGHTS=DIR: folder with the files of presets that are not embedded.
-OPTIONS = --dataset $(DATASET) --cache $(CACHE)
-BUILD   = $(OPTIONS) --preset $(PRESET) $(if $(WEIGHTS),--weights $(WEIGHTS))
+# What users give is quoted: it may hold blanks.
+OPTIONS = --dataset "$(DATASET)" --cache "$(CACHE)"
+BUILD   = $(OPTIONS) --preset "$(PRESET)" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 VENV  := .venv
 BMOE  := $(VENV)/bin/bmoe-cache
@@ -54,28 +55,28 @@ extract: $(READY)
 	$(BMOE) extract $(BUILD)
 
 train: $(READY)
-	$(BMOE) train $(OPTIONS) --head $(HEAD) --seed $(SEED) --run $(RUN)
+	$(BMOE) train $(OPTIONS) --head "$(HEAD)" --seed "$(SEED)" --run "$(RUN)"
 
 # Tables 3 and 4 and figures 5 and 6 of the paper, three seeds, and a page about them; finished runs are kept.
 RUNS    ?= build/ablations/$(DATASET)-$(HEAD)
-ABLATE   = $(OPTIONS) --head $(HEAD) --seeds 3 --runs $(RUNS)
+ABLATE   = $(OPTIONS) --head "$(HEAD)" --seeds 3 --runs "$(RUNS)"
 
-ablations: $(READY) $(if $(filter demo,$(DATASET)),$(CACHE)/builds/demo.json)
+ablations: $(READY) $(if $(filter demo,$(DATASET)),demo-cache)
 	$(BMOE) ablate streams $(ABLATE)
 	$(BMOE) ablate experts $(ABLATE)
 	$(BMOE) ablate experts $(ABLATE) --no-retrain
-	$(BMOE) explain attention $(RUNS)/full --out $(RUNS)/attention.csv
-	$(BMOE) compare $(RUNS)/full $(RUNS)/motion_only --out $(RUNS)/compare.png
-	$(BMOE) report $(RUNS)/full $(RUNS)/semantic_only $(RUNS)/motion_only --cache $(CACHE) --out $(RUNS)/report.html
-
-$(CACHE)/builds/demo.json: | $(READY)
-	$(BMOE) demo --out build/demo
+	$(BMOE) explain attention "$(RUNS)/full" --out "$(RUNS)/attention.csv"
+	$(BMOE) compare "$(RUNS)/full" "$(RUNS)/motion_only" --out "$(RUNS)/compare.png"
+	$(BMOE) report "$(RUNS)/full" "$(RUNS)/semantic_only" "$(RUNS)/motion_only" --cache "$(CACHE)" --out "$(RUNS)/report.html"
 
 # The demo world renders itself; every other dataset is imported by its user.
-.PHONY: demo-dataset
+.PHONY: demo-cache demo-dataset
+demo-cache: $(READY)
+	test -e "$(CACHE)/builds/demo.json" || $(BMOE) demo --out build/demo
+
 demo-dataset: $(READY)
 	$(BMOE) demo --out build/demo --world-only
-	$(BMOE) dataset import demo --root build/demo/world --cache $(CACHE)
+	$(BMOE) dataset import demo --root build/demo/world --cache "$(CACHE)"
 
 demo-weights: $(READY)
 	$(VENV)/bin/python -m pipeline.demo.train_weights

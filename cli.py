@@ -44,6 +44,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Cache frozen body-part video features once, then train micro-action heads in minutes.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bmoe-cache {version('bmoe-cache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(weights_commands.app, name="weights")
 app.add_typer(exchange_commands.app, name="import")
@@ -168,7 +187,9 @@ def info(dataset: Dataset, cache: Cache, as_json: Json = False) -> None:
 
 @app.command()
 def preview(
-    clips: Annotated[list[str], typer.Argument(help="Clip ids, as `info` and the clip table have them.")],
+    clips: Annotated[
+        list[str], typer.Argument(help="Clip ids or paths of videos, as `dataset export` lists them.")
+    ],
     dataset: Dataset,
     cache: Cache,
     out: Annotated[Path, typer.Option("--out", help="Folder of the pictures.")] = Path("previews"),
@@ -179,7 +200,7 @@ def preview(
 
     paths = write_previews(cache, dataset, clips, out)
     record = {"previews": {clip: str(path) for clip, path in paths.items()}}
-    show(as_json, record, "\n".join(str(path) for path in paths.values()))
+    show(as_json, record, "\n".join(f"{clip} -> {path}" for clip, path in paths.items()))
 
 
 @app.command()

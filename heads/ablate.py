@@ -58,8 +58,9 @@ def ablate_experts(sweep: Sweep, config: Config, retrain: bool = True) -> dict[s
 
     Returns:
         the table of `heads.paper.side_by_side`; costs: row -> expert -> share of the clips of that expert's classes
-        (composites: of nobody's) that are no longer recognised; own_costs_most: row -> whether that is more for
-        the removed expert's classes than for those of any other; encoder_forwards as in `ablate_streams`.
+        (composites: of nobody's) that are no longer recognised, empty where no expert has classes with clips;
+        own_costs_most: row of such an expert -> whether that is more for its classes than for those of any
+        other; encoder_forwards as in `ablate_streams`.
     """
     if config.head != "bmoe" or not config.semantic.enabled:
         raise UserError("ablate experts needs a B-MoE with its semantic stream; choose such a head preset")
@@ -84,11 +85,14 @@ def ablate_experts(sweep: Sweep, config: Config, retrain: bool = True) -> dict[s
         if not info["multi"]
         else {}
     )
+    costs = {row: cost for row, cost in costs.items() if cost.keys() & config.experts.keys()}
     return {
         **side_by_side("tab4", sweep.dataset, scores),
         "retrained": retrain,
         "costs": costs,
-        "own_costs_most": {row: _dearest(config, c) == drops[row] for row, c in costs.items()},
+        "own_costs_most": {
+            row: _dearest(config, c) == drops[row] for row, c in costs.items() if drops[row] in c
+        },
         "encoder_forwards": encoded(sweep.cache, sweep.dataset) - before,
     }
 
@@ -155,8 +159,9 @@ def experts_text(record: Mapping[str, Any]) -> str:
     for number, (row, costs) in enumerate(record["costs"].items()):
         if not number:
             lines += ["", f"{'cost by classes of':<18}" + "".join(f"{name:>13}" for name in costs)]
-        mark = "" if record["own_costs_most"][row] else "   not most on its own"
+        mark = "" if record["own_costs_most"].get(row, True) else "   not most on its own"
         lines.append(f"{row:<18}" + "".join(f"{100 * cost:13.2f}" for cost in costs.values()) + mark)
     if verdicts := record["own_costs_most"].values():
-        lines.append(f"costs most on its own classes: {sum(verdicts)} of {len(verdicts)} experts")
+        some = " that have classes with clips" if len(verdicts) < len(record["costs"]) else ""
+        lines.append(f"costs most on its own classes: {sum(verdicts)} of {len(verdicts)} experts{some}")
     return "\n".join([*lines, f"the expert is {how}; encoder forwards: {record['encoder_forwards']}"])

@@ -97,7 +97,10 @@ def write_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any] | 
     ordered = {name: tensors[name].contiguous().cpu() for name in sorted(tensors)}
     metadata = {"facts": json.dumps(facts)} if facts else None
     try:
+        part.touch()
+        mode = part.stat().st_mode  # as the umask has it; safetensors makes a file for its owner alone
         save_file(ordered, part, metadata)
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -81,16 +81,27 @@ def train(
         if not as_json and (record["epoch"] % 10 == 0 or record["epoch"] == record["epochs"]):
             typer.echo(epoch_line(record), err=True)
 
-    result = train_head(
-        cache, dataset, _config(head, recipe, overrides), folder, seed,
-        device=device, compiled=compiled, on_epoch=say,
-    )  # fmt: skip
+    config = _config(head, recipe, overrides)
+    result = train_head(cache, dataset, config, folder, seed, device=device, compiled=compiled, on_epoch=say)
     unknown = read_run(folder)[1]["label_vectors"]["oov"]
-    record = {**asdict(result), "run_dir": str(folder), "words_without_vector": unknown}
+    staged = config.head == "bmoe" and config.semantic.enabled
+    untrained = [name for name in config.experts if staged and name not in result.experts]
+    record = {
+        **asdict(result),
+        "run_dir": str(folder),
+        "words_without_vector": unknown,
+        "experts_without_stage1": untrained,
+    }
     names = ("top1", "f1_macro", "map")
     scores = ", ".join(f"{name} {result.scores[name]:.4f}" for name in names if name in result.scores)
     lines = [f"{scores} on {result.split} (epoch {result.best_epoch}), {result.seconds:.1f} s -> {folder}"]
     lines += [f"no word vector for: {', '.join(unknown)}"] if unknown else []
+    if untrained:
+        some = f" for {', '.join(untrained)}" if result.experts else ""
+        lines.append(
+            f"stage 1 was left out{some}: the dataset gives {'these' if some else 'the'} experts no classes with "
+            "clips; --set 'expert_classes={head: [0, 1]}' does, see docs/datasets.md"
+        )
     lines += [f"in the run's precision {name} changes by {v:+.2e}" for name, v in result.difference.items()]
     show(as_json, record, "\n".join(lines))
 

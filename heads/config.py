@@ -1,16 +1,15 @@
 """Presets of manifests/heads, dotted overrides on top of them, and the variants of the paper's tables."""
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from heads.options import Config
 from pipeline.errors import UserError
-from pipeline.overrides import parse_override
+from pipeline.overrides import blamed, keys_of, near, parse_override
 
 PRESETS = Path(__file__).resolve().parents[1] / "manifests" / "heads"
 
@@ -41,11 +40,12 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
 def parse_config(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str = "config") -> Config:
     """A config from plain values; `origin` names them in messages. Raises UserError as `load_config` does."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    overrides = list(overrides)
     for item in overrides:
         parts, value = parse_override(item, "m3e.depth=2")
         key = ".".join(parts)
-        if key not in _keys():
-            raise UserError(f"--set {item}: unknown key {key!r}{_near(key)}")
+        if key not in keys_of(Config):
+            raise UserError(f"--set {item}: unknown key {key!r}{near(key, keys_of(Config))}")
         section, dot, leaf = key.partition(".")
         if dot:
             raw.setdefault(section, {})[leaf] = value
@@ -56,8 +56,10 @@ def parse_config(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        hint = _near(where) if first["type"] == "extra_forbidden" else ""
+        hint = near(where, keys_of(Config)) if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if hint else first["msg"].removeprefix("Value error, ")
+        if override := blamed(overrides, first["loc"]):
+            origin = f"--set {override}"
         raise UserError(f"{origin}: {where + ': ' if where else ''}{message}{hint}") from None
 
 
@@ -85,19 +87,3 @@ def variant_config(config: Config, variant: str) -> Config:
         raise UserError(f"unknown variant {variant!r}; known: {', '.join([*STREAMS, *drops])}")
     kept = {name: view for name, view in config.experts.items() if f"drop_{name}" != variant}
     return parse_config(config.model_dump() | {"experts": kept})
-
-
-def _keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _near(key: str) -> str:
-    keys = list(_keys())
-    leaf = key.rpartition(".")[2]
-    near = [k for k in keys if k.rpartition(".")[2] == leaf] + difflib.get_close_matches(key, keys, 3, 0.5)
-    return f"; near: {', '.join(dict.fromkeys(near))}" if near else f"; known: {', '.join(keys)}"

@@ -17,7 +17,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, coarse: Sequence[int] 
     Args:
         labels: int [N], class positions; or [N, C] of 0 and 1 where clips may have several. N > 0.
         probabilities: float [N, C]; for single labels any scores with the same order do.
-        coarse: coarse class of every class; without it the coarse scores and f1_mean are left out.
+        coarse: coarse class of every class; without it, or with one coarse class for all, which is always right,
+            the coarse scores and f1_mean are left out.
 
     Returns:
         For single labels top1, top5 (top C below five classes), f1_macro, f1_micro; with coarse also
@@ -34,7 +35,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, coarse: Sequence[int] 
         "f1_macro": _macro(matrix),
         "f1_micro": _accuracy(matrix),
     }
-    if len(coarse):
+    if len(set(coarse)) > 1:
         group = np.eye(max(coarse) + 1, dtype=np.int64)[list(coarse)]  # [C, coarse]
         matrix = group.T @ matrix @ group
         result["coarse_top1"] = _accuracy(matrix)

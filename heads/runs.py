@@ -156,10 +156,13 @@ def load_state(path: Path, module: nn.Module) -> None:
     """Loads a checkpoint strictly.
 
     Raises:
-        UserError: the file is missing, broken, or of another model; the message names the first difference.
+        UserError: the run is not finished, or the file is missing, broken, or of another model; the message names
+            the first difference.
     """
     found = read_state(path)
     if found is None:
+        if not path.exists() and not (path.parent / "result.json").exists():
+            raise UserError(f"{path.parent}: the run is not finished; run the same `train` command to go on")
         raise UserError(f"{path}: cannot be read; train the run again")
     state, own = found[0], module.state_dict()
     for name in sorted(own.keys() | state.keys()):

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,21 @@ def train_all(sweep: Sweep, jobs: Sequence[Job]) -> dict[str, list[RunResult]]:
     else:
         threads = max(1, (os.cpu_count() or 1) // workers)
         quiet = replace(sweep, progress=silent)  # a listener does not travel to another process
-        with ProcessPoolExecutor(workers, get_context("spawn"), _threads, (threads,)) as pool:
-            running = {pool.submit(_train, quiet, unit, needs): len(unit) for unit in units.values()}
-            for future in as_completed(running):
-                future.result()
-                sweep.progress(done := done + running[future], total)
+        # Ctrl-C goes to all processes of a terminal; this one ends the others, which would each print where they were.
+        deaf = (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, deaf) as pool:
+            try:
+                running = {
+                    pool.submit(_train_alone, threads, quiet, unit, needs): len(unit)
+                    for unit in units.values()
+                }
+                for future in as_completed(running):
+                    future.result()
+                    sweep.progress(done := done + running[future], total)
+            except KeyboardInterrupt:
+                for process in active_children():
+                    process.terminate()
+                raise
     found = {job.name: [_finished(sweep, job, seed, needs) for seed in sweep.seeds] for job in jobs}
     return {name: [result for result in results if result] for name, results in found.items()}
 
@@ -144,6 +155,14 @@ def _train(sweep: Sweep, unit: Sequence[tuple[Job, int]], needs: Needs) -> None:
     )  # fmt: skip
 
 
+def _train_alone(threads: int, sweep: Sweep, unit: Sequence[tuple[Job, int]], needs: Needs) -> None:
+    """`_train` in a process of its own."""
+    import torch
+
+    torch.set_num_threads(threads)
+    _train(sweep, unit, needs)
+
+
 def _features(sweep: Sweep, job: Job, needs: Needs) -> FeatureSet:
     return _load(sweep.cache, sweep.dataset, job.config.t_len, job.config.t_mode, needs, sweep.device)
 
@@ -182,9 +201,3 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def _threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)

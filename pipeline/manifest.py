@@ -281,7 +281,7 @@ def read_manifest(path: Path) -> Manifest:
     import pyarrow as pa
 
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; {_REMEDY}")
+        raise UserError(_unknown(path))
     try:
         table = read_table(path.read_bytes())
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -307,6 +307,16 @@ def read_manifest(path: Path) -> Manifest:
         RecursionError,
     ) as error:
         raise UserError(f"{path}: a damaged manifest ({reason(error)}); {_REMEDY}") from None
+
+
+def _unknown(path: Path) -> str:
+    """Of a dataset that is not there: those that are."""
+    known = [other.stem for other in path.parent.glob("*.parquet") if DATASET.fullmatch(other.stem)]
+    there = f"those there are: {', '.join(sorted(known))}; or " if known else ""
+    return (
+        f"{path}: no dataset '{shown(path.stem)}' in this cache; {there}import it: "
+        f"bmoe-cache dataset import {shown(path.stem)} --root DIR --cache CACHE"
+    )
 
 
 def _arrow_type(kind: str) -> Any:

@@ -24,7 +24,7 @@ from pipeline.encoders.weights import (
 )
 from pipeline.errors import UserError
 from pipeline.options import Preset, RunOptions, SkeletonPreset, TokenOptions
-from pipeline.overrides import parse_override
+from pipeline.overrides import blamed, keys_of, near, parse_override
 from pipeline.spec import MotionSpec, PipelineSpec, RegionsSpec, SegmentSpec, SemanticSpec, SkeletonSpec
 
 FOLDER = Path(__file__).resolve().parents[1] / "manifests" / "presets"
@@ -47,7 +47,7 @@ def preset_names() -> list[str]:
 def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset | SkeletonPreset:
     """The options of a preset by name, or of a YAML file by path, with overrides such as `regions.padding=0.15`.
 
-    Raises UserError naming the file and the field.
+    Raises UserError naming the file, or the override, and the field.
     """
     own_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if own_file else FOLDER / f"{name}.yaml"
@@ -55,19 +55,26 @@ def read_preset(name: str, overrides: Sequence[str] = ()) -> Preset | SkeletonPr
         raise UserError(
             f"no preset '{name}'; choose one of {', '.join(preset_names())}, or give a .yaml file"
         )
+    model: type[Preset] | type[SkeletonPreset] = Preset
     try:
         values = yaml.safe_load(path.read_text())
         for override in overrides if isinstance(values, dict) else ():
             _lay_over(values, override)
         if isinstance(values, dict) and isinstance(values.get("weights"), dict):
             values["weights"] = parse_entries(values["weights"], path)
-        skeletons = isinstance(values, dict) and "skeleton" in values
-        model: type[Preset] | type[SkeletonPreset] = SkeletonPreset if skeletons else Preset
+        if isinstance(values, dict) and "skeleton" in values:
+            model = SkeletonPreset
         return model.model_validate(values)
     except (ValidationError, yaml.YAMLError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
-            reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+            field = ".".join(str(part) for part in first["loc"])
+            reason = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+            if wrong := blamed(overrides, first["loc"]):
+                if first["type"] == "extra_forbidden":
+                    key = wrong.partition("=")[0]
+                    reason = f"unknown option{near(max(key, field, key=len), keys_of(model))}"
+                raise UserError(f"--set {wrong}: {reason}") from None
         else:
             reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a preset ({reason}); see manifests/presets/demo.yaml") from None

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import cli
 from tests.run.worlds import bmoe
 
 RUNNER = CliRunner()
+ROOT = Path(cli.__file__).parent
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -33,6 +36,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_version() -> None:
+    assert run("--version") == (0, f"bmoe-cache {version('bmoe-cache')}\n", "")
 
 
 def test_planning_loads_no_torch(built_cache: Path) -> None:
@@ -149,6 +156,20 @@ def test_preview_draws_the_clip(built_cache: Path, tmp_path: Path) -> None:
         assert len(picture.getcolors(1 << 24)) > 1000
 
 
+def test_preview_takes_the_path_of_a_video(built_cache: Path, tmp_path: Path) -> None:
+    """As the clip table and the features.json of an export have it; the lines say which clips it is."""
+    where = ("--dataset", "demo", "--cache", built_cache, "--out")
+    assert run("export", *where, tmp_path / "x", "--to", "npz", "--json")[0] == 0
+    entries = json.loads((tmp_path / "x" / "features.json").read_text())["database"].values()
+    video = next(e["video_path"] for e in entries if e["clip_id"] == "demo:val:val_0012")
+    assert run("preview", video, *where, tmp_path)[1] == (
+        f"demo:val:val_0012 -> {tmp_path / 'demo_val_val_0012.png'}\n"
+    )
+    near = "near: demo:val:val_0012; `dataset export` lists all"
+    assert near in run("preview", "val_0012.mp4", *where, tmp_path)[2]
+    assert "the first: demo:train:" in run("preview", "nobody.mp4", *where, tmp_path)[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -209,3 +230,14 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_make_takes_paths_with_blanks() -> None:
+    given = {name: f"/x/my {name.lower()}" for name in ("CACHE", "WEIGHTS", "RUN", "RUNS")}
+    targets = ("segment", "extract", "train", "ablations")
+    words = ["make", "-n", *targets, *(f"{name}={value}" for name, value in given.items())]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = [word for line in done.stdout.splitlines() if "bmoe-cache" in line for word in shlex.split(line)]
+    assert set(given.values()) <= set(said)
+    assert not {"my", "/x/my"} & set(said)

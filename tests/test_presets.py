@@ -46,6 +46,22 @@ def test_region_options_of_a_preset_are_those_of_the_spec() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("regions.pading=0.15", "unknown option; near: regions.padding, "),
+        ("reegions.padding=0.15", "unknown option; near: regions.padding, "),
+        ("semantic.tokens.grd=[7, 7]", "unknown option; near: semantic.tokens.grid, "),
+        ("regions.padding=wide", "regions.padding: Input should be a valid number"),
+        ("semantic.windows=3", "semantic: give one of stride, windows"),
+    ],
+)
+def test_a_wrong_override_is_blamed_and_not_the_file(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_preset("demo", ["regions.mask=true", override, "run.compile=false"])
+    assert str(caught.value).startswith(f"--set {override}: {message}")
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         ("segment: {weights: demo-segmenter", "mine.yaml"),

@@ -53,15 +53,22 @@ def leaks(manifest: Manifest) -> Iterator[Problem]:
 
 
 def classes(manifest: Manifest) -> Iterator[Problem]:
-    """Splits whose labels are placeholders, and classes that no clip trains or tests."""
+    """Splits whose labels are placeholders or lack, and classes that no clip trains or tests."""
     say = partial(problem, manifest, level="table")
     labels = manifest.taxonomy.labels
     held: dict[str, Counter[int]] = defaultdict(Counter)
     rows: Counter[str] = Counter()
+    without: Counter[str] = Counter()
     for clip in manifest.clips:
         if clip.label_ids is not None:
             rows[clip.split] += 1
             held[clip.split].update(clip.label_ids)
+        else:
+            without[clip.split] += 1
+    for split in ("train", "val"):
+        if rows and without[split]:
+            text = f"{without[split]} of {without[split] + rows[split]} clips of {split} have no label"
+            yield say("W_NO_LABEL", text, fix="heads leave them out; label them, or put them into split test")
     for split in sorted(held):
         if len(held[split]) == 1 and rows[split] > _PLACEHOLDER_ROWS and len(labels) > 1:
             text = f"all {rows[split]} labels of {split} are {next(iter(held[split]))}: placeholders?"

@@ -241,9 +241,10 @@ def _header(header: list[str], name: str, required: Sequence[str]) -> list[str]:
     missing = [column for column in required if not set(column.split("|")) & set(header)]
     if missing:
         got = shown(", ".join(header))[:100] or "nothing"
+        other = "; these look separated by semicolons: save the table with commas" if ";" in got else ""
         raise UserError(
             f"{name}:1: E_SCHEMA_MISSING_COLUMN {', '.join(missing)} (got {got}); the first line names the columns, "
-            "with commas between them"
+            f"with commas between them{other}"
         )
     if twice:
         raise UserError(f"{name}:1: column {shown(twice[0])!r} is there twice; rename one")

@@ -3,8 +3,8 @@
 The rule, for any tree: a path is `[<split>/]<class>/<file>` when its first folder is (or is not) named train, val or
 test (also training, valid, validation, validate, testing) and exactly one class folder remains. When EVERY video has
 that form the class folders are the labels, numbered in code-point order or as in `labels.txt` at the root. When one
-has not (files at the top, folders within folders), no video is labelled. The split is taken from the first folder
-either way.
+has not (files at the top, folders within folders), no video is labelled; where others have, a warning names it. The
+split is taken from the first folder either way.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,14 @@ def rows(source: Source) -> Iterable[Row]:
     """Rows sorted by path."""
     paths = sorted(source.files(*VIDEO_SUFFIXES))
     parts = [_parts(path) for path in paths]
-    labelled = all(class_name is not None for _, class_name in parts)
+    stray = [path for path, (_, class_name) in zip(paths, parts, strict=True) if class_name is None]
+    labelled = not stray
+    if 0 < len(stray) < len(paths):
+        text = (
+            f"the first of {len(stray)} videos that are not in [split/]class/, so that none of all {len(paths)} is "
+            "labelled; move them into class folders, or out of the root, and import again"
+        )
+        source.warn("W_NO_LABELS", stray[0], text)
     for path, (split, class_name) in zip(paths, parts, strict=True):
         yield {"video_path": path, "split": split, "label_names": (class_name,) if labelled else None}
 

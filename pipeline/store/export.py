@@ -128,6 +128,7 @@ def _entry(item: Item) -> dict[str, Any]:
     duration = frames / fps if fps and frames else None
     return {
         "clip_id": item.clip.clip_id,
+        "video_path": item.clip.video_path,
         "subset": item.clip.split,
         "fps": fps,
         "frames": frames,

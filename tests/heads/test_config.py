@@ -61,6 +61,7 @@ def test_wrong_overrides(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config("bmoe_tiny", [override])
     assert message in str(caught.value)
+    assert str(caught.value).startswith(f"--set {override}: ")
     assert "\n" not in str(caught.value)
 
 

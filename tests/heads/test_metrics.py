@@ -47,6 +47,12 @@ def test_absent_class_counts_zero() -> None:
     assert found == {"top1": 1.0, "top5": 1.0, "f1_macro": pytest.approx(2 / 3), "f1_micro": 1.0}
 
 
+def test_one_coarse_class_for_all_is_no_score() -> None:
+    labels, probabilities = np.array([0, 1, 2]), np.eye(3)[[0, 2, 1]]
+    assert scores(labels, probabilities, [0, 0, 0]) == scores(labels, probabilities)
+    assert "f1_mean" not in scores(labels, probabilities)
+
+
 def test_official_mean() -> None:
     """The published test scores of MANet, in percent."""
     published = {"coarse_f1_macro": 72.87, "coarse_f1_micro": 78.95, "f1_macro": 49.22, "f1_micro": 61.33}

@@ -1,5 +1,6 @@
 """An interrupted run goes on where it was, and ends with the bytes of a run that was left alone."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from heads.checkpoint import Checkpoint, read_state, stop_between_epochs, write_state
 from heads.config import load_config
+from heads.evaluate import evaluate
 from heads.train import RunPlan, RunResult, train_group
 from pipeline.errors import UserError
 from tests.heads.synthetic import synthetic
@@ -55,6 +57,20 @@ def test_an_interrupted_run_goes_on(stop: tuple[str, int], unbroken: Path, tmp_p
         assert len(events) == 1
     kept = {p.name: p.read_bytes() for p in (tmp_path / "experts").iterdir()}
     assert kept == {p.name: p.read_bytes() for p in (unbroken / "experts").iterdir()}
+
+
+def test_an_unfinished_run_is_not_evaluated(unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        run(tmp_path, ("fusion", 1))
+    with pytest.raises(
+        UserError, match="seed0: the run is not finished; run the same `train` command to go on"
+    ):
+        evaluate(tmp_path / "seed0", Path("x"), features=SMALL)
+    lost = tmp_path / "lost"
+    shutil.copytree(unbroken / "seed0", lost)
+    (lost / "best.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best\.safetensors: cannot be read; train the run again"):
+        evaluate(lost, Path("x"), features=SMALL)
 
 
 @pytest.mark.parametrize(("number", "every_s"), [(signal.SIGKILL, 0), (signal.SIGINT, 1e9)])
@@ -131,6 +147,8 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     assert found[1] == {"epoch": 3, "rank": float("-inf")}
     assert all(torch.equal(found[0][name], tensor) for name, tensor in tensors.items())
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode  # the umask's, as of any file
     checkpoint = Checkpoint(path, "key", every_s=1000)
     assert checkpoint.load() is None
     assert not checkpoint.due()

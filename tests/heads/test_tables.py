@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +103,53 @@ def test_experts(retrain: bool, streams: dict, cache: Path, folder: Path) -> Non
         assert list(record["costs"][row]) == [*REGIONS, "composites"]
         own = max(REGIONS, key=record["costs"][row].get) == row.removeprefix("drop_")
         assert record["own_costs_most"][row] == own
+
+
+def plain_cache(root: Path, experts: dict[str, tuple[int, ...]]) -> Path:
+    """The demo's features under the taxonomy that an imported list gets: one group; and these expert classes."""
+    cache = make_cache(root)
+    path = manifest_path(cache, "demo")
+    manifest = read_manifest(path)
+    names = [label.name for label in manifest.taxonomy.labels]
+    values = {"label_space": "own", "label_kind": "single", "labels": names, "experts": experts}
+    write_manifest(replace(manifest, taxonomy=parse_taxonomy({"name": "demo", **values}, "demo")), path)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("experts", "verdict"),
+    [({}, None), ({"head": (0, 1), "body": (2,)}, "2 experts that have classes with clips")],
+)
+def test_experts_without_classes(
+    experts: dict[str, tuple[int, ...]], verdict: str | None, tmp_path: Path
+) -> None:
+    """The table is whole; what experts cost on their own classes is said of those that have some."""
+    words = common(plain_cache(tmp_path / "cache", experts), tmp_path / "runs")
+    for more in ((), ("--no-retrain",)):
+        status, out, _ = call("ablate", "experts", *more, *words)
+        record = json.loads(out)
+        assert status == 0
+        assert [row["row"] for row in record["rows"]] == ["none", *(f"drop_{r}" for r in REGIONS)]
+        assert list(record["own_costs_most"]) == [f"drop_{name}" for name in experts]
+        assert bool(record["costs"]) == bool(experts)
+        text = call("ablate", "experts", *more, *words[:-1])[1]
+        assert verdict in text if verdict else "costs most" not in text and "cost by" not in text
+        scores = record["rows"][0]["scores"]  # no group to be right about
+        assert not [name for name in scores if name.startswith("coarse") or name == "f1_mean"]
+
+
+def test_train_says_that_stage_1_was_left_out(tmp_path: Path) -> None:
+    cache = plain_cache(tmp_path / "cache", {})
+    words = ("train", "--dataset", "demo", "--cache", cache, "--head", "bmoe_tiny", *FAST)
+    text = call(*words, "--run", tmp_path / "none")[1]
+    assert "stage 1 was left out: the dataset gives the experts no classes with clips; --set" in text
+    given = ("--set", "expert_classes={head: [0, 1]}", "--run")
+    text = call(*words, *given, tmp_path / "some")[1]
+    assert "stage 1 was left out for body, upper_limb, lower_limb: " in text
+    record = json.loads(call(*words, *given, tmp_path / "json", "--json")[1])
+    assert (list(record["experts"]), record["experts_without_stage1"]) == (["head"], list(REGIONS[1:]))
+    record = json.loads(call(*words, "--set", "semantic.enabled=false", "--run", tmp_path / "m", "--json")[1])
+    assert record["experts_without_stage1"] == []
 
 
 def test_tables_of_clips_with_several_labels(tmp_path: Path) -> None:
@@ -290,6 +342,33 @@ def test_processes_give_what_one_process_gives(cache: Path, tmp_path: Path) -> N
     for seed in (0, 1):
         files = [(tmp_path / w / f"a-seed{seed}" / "best.safetensors").read_bytes() for w in ("1", "2")]
         assert files[0] == files[1]
+
+
+def test_ctrl_c_ends_the_processes_without_a_word_of_theirs(cache: Path, tmp_path: Path) -> None:
+    """As a terminal does it: every process of the group is told. One line, from the command alone."""
+    words = ("--dataset", "demo", "--cache", cache, "--runs", tmp_path, "--head", "bmoe_tiny", "--seeds", "1")
+    long = (
+        "--workers",
+        "3",
+        "--set",
+        "d_model=80",
+        "--set",
+        "stage1.epochs=100000",
+        "--set",
+        "stage2.epochs=1",
+    )
+    command = [sys.executable, "-m", "cli", "ablate", "streams", *map(str, words), *long]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        done = tmp_path / "motion_only-seed0" / "result.json"  # it has no stage 1; its process waits for more
+        while not done.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("stopped; what is finished is kept, run the same command to go on\n")
 
 
 def test_paper_numbers() -> None:

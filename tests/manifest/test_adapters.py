@@ -68,6 +68,16 @@ def test_irregular_trees_are_unlabelled(tmp_path: Path, paths: list[str]) -> Non
     assert validate(manifest).errors == 0
 
 
+def test_a_stray_video_takes_all_labels_with_a_word(tmp_path: Path) -> None:
+    touch(tmp_path, "nod/a.mp4", "wave/b.mp4")
+    assert import_dataset("mine", tmp_path, "folder").warnings == ()
+    manifest = import_dataset("mine", touch(tmp_path, "stray.mp4", "x/y/z.mp4"), "folder")
+    assert {clip.label_ids for clip in manifest.clips} == {None}
+    assert [line.split(";")[0] for line in manifest.warnings] == [
+        "W_NO_LABELS stray.mp4: the first of 2 videos that are not in [split/]class/, so that none of all 4 is labelled"
+    ]
+
+
 def test_built_in_labels_apply_to_folders(tmp_path: Path) -> None:
     manifest = import_dataset("demo", touch(tmp_path, "val/touching face/a.mp4"), "folder")
     assert (manifest.clips[0].label_ids, manifest.clips[0].coarse_ids) == ((10,), (4,))
@@ -413,7 +423,12 @@ def test_lines_of_old_macs_and_half_surrogates(tmp_path: Path) -> None:
 
 def test_a_table_without_commas_is_shown(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("video_path;label\na.mp4;nod\n")
-    with pytest.raises(UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*commas"):
+    with pytest.raises(
+        UserError, match=r"E_SCHEMA_MISSING_COLUMN .*got video_path;label.*by semicolons: save"
+    ):
+        import_dataset("mine", tmp_path, "csv")
+    (tmp_path / "a.csv").write_text("path,label\na.mp4,nod\n")
+    with pytest.raises(UserError, match=r"with commas between them$"):
         import_dataset("mine", tmp_path, "csv")
 
 

@@ -254,7 +254,15 @@ def test_other_files_are_not_manifests(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     path = tmp_path / "m.parquet"
-    with pytest.raises(UserError, match=r"no such manifest.*dataset import"):
+    with pytest.raises(
+        UserError, match=r"no dataset 'm' in this cache; import it: bmoe-cache dataset import m "
+    ):
+        read_manifest(path)
+    for name in ("theirs.parquet", "mine.parquet", "mine.media.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match="no dataset 'm' in this cache; those there are: mine, theirs; or import"
+    ):
         read_manifest(path)
     pq.write_table(pa.table({"clip_id": ["a"]}), path)
     with pytest.raises(UserError, match="not a manifest of bmoe-cache"):

@@ -215,6 +215,18 @@ def many(count: int, **values: Any) -> list[Clip]:
     return [replace(GOOD, clip_id=f"c{i}", video_path=f"{i}.mp4", **values) for i in range(count)]
 
 
+def test_clips_of_train_and_val_without_a_label_are_counted() -> None:
+    bare = [replace(clip, clip_id=f"n{i}", video_path=f"n{i}.mp4", **WHOLE) for i, clip in enumerate(many(2))]
+    lines = validate(tiny(*many(3), *bare), levels=("table",)).lines()
+    assert [line for line in lines if line.startswith("W_NO_LABEL")] == [
+        "W_NO_LABEL tiny: 2 of 5 clips of train have no label [fix: heads leave them out; label them, or put them "
+        "into split test]"
+    ]
+    hidden = [replace(clip, split="test") for clip in bare]
+    for rows in ([*many(3), *hidden], bare):
+        assert "W_NO_LABEL" not in validate(tiny(*rows), levels=("table",)).counts
+
+
 def test_placeholders_and_empty_classes() -> None:
     assert "W_LABEL_PLACEHOLDER" in validate(tiny(*many(101)), levels=("table",)).counts
     assert "W_LABEL_PLACEHOLDER" not in validate(tiny(*many(100)), levels=("table",)).counts
