@@ -4,7 +4,6 @@ A plan is data: the runner executes it, the command line prints it. Neither torc
 """
 
 import json
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +154,7 @@ def all_of(holds: Mapping[str, StageContents]) -> StageContents:
     if not holds:
         return StageContents(frozenset(), {})
     done = frozenset[str].intersection(*(held.done for held in holds.values()))
-    return StageContents(done, dict(ChainMap(*(dict(held.refused) for held in holds.values()))))
+    return StageContents(done, {key: by for held in holds.values() for key, by in held.refused.items()})
 
 
 def count_clips(

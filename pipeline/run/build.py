@@ -134,9 +134,8 @@ def build(
 def _results(board: Board, recipe: Recipe, running: Running, listen: Listener) -> Iterator[ShardResult]:
     """Run the jobs of a board, and tell of it: to the listener and to the file of events."""
     pending = {stage.stage: stage.pending for stage in board.plan.stages if stage.pending}
-    begun = {
-        shard.stage for job in board.plan.jobs for shard in job.shards
-    }  # a job may have nothing left to compute
+    # Those of jobs too: one may have nothing left to compute, and has to be ended.
+    begun = {shard.stage for job in board.plan.jobs for shard in job.shards}
     stages = tuple(stage.stage for stage in board.plan.stages if stage.stage in pending.keys() | begun)
     path = events_path(board.cache, board.manifest.dataset)
     with EventFile(path) as file, Follower(path) as others:
