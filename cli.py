@@ -48,9 +48,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from pipeline.versions import program
 
-        typer.echo(f"bmoe-cache {version('bmoe-cache')}")
+        typer.echo(program())
         raise typer.Exit
 
 

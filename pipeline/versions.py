@@ -12,3 +12,8 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def program() -> str:
+    """This program, with its version where it is installed: `bmoe-cache 0.1.0`."""
+    return " ".join(["bmoe-cache", *versions("bmoe-cache").values()])

@@ -188,24 +188,25 @@ def test_planning_imports_no_torch() -> None:
     assert subprocess.run(command, cwd=Path(__file__).parents[1]).returncode == 0
 
 
-def test_quarantined_clip_is_not_tried_again_downstream(cache: Path) -> None:
+def plan_after_refusal(cache: Path, name: str, failed: str, error: ClipError):  # type: ignore[no-untyped-def]
+    """(key of the second of three clips, the plan) once a stage has that clip in quarantine, for `failed`."""
     manifest, media = dataset(3)
     spec = pipeline_spec()
-    stage = create_stage(cache, spec.segment.facts(), spec.segment.key, [ARRAY], 60, {})
+    chosen = spec.stages()[name]
+    stage = create_stage(cache, chosen.facts(), chosen.key, [ARRAY], 60, {})
     key = plan_of(cache, manifest, media, spec).groups[0].clips[1].key
-    stage.add_quarantine(QuarantineEntry.of(key, "clip00001", "decode", ClipError("E_DECODE", "no frames")))
-    plan = plan_of(cache, manifest, media, spec)
+    stage.add_quarantine(QuarantineEntry.of(key, "clip00001", failed, error))
+    return key, plan_of(cache, manifest, media, spec)
+
+
+def test_quarantined_clip_is_not_tried_again_downstream(cache: Path) -> None:
+    _, plan = plan_after_refusal(cache, "segment", "decode", ClipError("E_DECODE", "no frames"))
     assert [task.clip.clip_id for task in plan.groups[0].clips] == ["clip00000", "clip00002"]
     assert (plan.clips.quarantined, plan.clips.pending) == (1, 2)
 
 
 def test_what_a_stage_refused_is_tried_by_those_that_do_not_read_it(cache: Path) -> None:
-    manifest, media = dataset(3)
-    spec = pipeline_spec()
-    stage = create_stage(cache, spec.motion.facts(), spec.motion.key, [ARRAY], 60, {})
-    key = plan_of(cache, manifest, media, spec).groups[0].clips[1].key
-    stage.add_quarantine(QuarantineEntry.of(key, "clip00001", "motion", ClipError("E_NON_FINITE", "NaN")))
-    plan = plan_of(cache, manifest, media, spec)
+    key, plan = plan_after_refusal(cache, "motion", "motion", ClipError("E_NON_FINITE", "NaN"))
     missing = {name: key in keys for name, keys in plan.groups[0].missing.items()}
     assert missing == {"segment": True, "regions": True, "semantic": True, "motion": False}
     pending = {line.stage: (line.pending, line.quarantined) for line in plan.stages}

@@ -59,10 +59,9 @@ def init_cache(root: Path) -> None:
 
 def write_cache_record(root: Path) -> None:
     """Write cache.json."""
-    from pipeline.versions import versions
+    from pipeline.versions import program
 
-    made_by = " ".join(["bmoe-cache", *versions("bmoe-cache").values()])
-    record = {"format_version": FORMAT_VERSION, "created_by": made_by, "created": utc_now()}
+    record = {"format_version": FORMAT_VERSION, "created_by": program(), "created": utc_now()}
     atomic.write_bytes(root / "cache.json", to_bytes(record))
 
 
